@@ -1,0 +1,284 @@
+//! What happens while nestlab works, as one enum that feeds every reporter and the journal, and the
+//! [`Feed`] through which the layers below tell of it.
+//!
+//! An event holds plain data. How it looks is the business of `report`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Kind;
+
+/// Something that happened. Serialized, it is one line of `up --json`; fields are only ever added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A run begins: how many steps its plan has.
+    RunStarted {
+        /// The lab's name.
+        lab: String,
+        /// Number of steps in the plan.
+        steps: usize,
+    },
+    /// A step was checked and is already as it should be.
+    StepSatisfied {
+        /// The step's id, such as `l1/start`.
+        step: String,
+        /// The step in words, such as `start l1`.
+        title: String,
+    },
+    /// A step begins to change something.
+    StepStarted {
+        /// The step's id.
+        step: String,
+        /// The step in words.
+        title: String,
+        /// Why it is needed, as its check found.
+        why: String,
+    },
+    /// How far a step is; not kept in the journal.
+    StepProgress {
+        /// The step's id.
+        step: String,
+        /// How far.
+        progress: Progress,
+    },
+    /// A line that a command of the step wrote, made safe for a terminal.
+    StepOutput {
+        /// The step's id.
+        step: String,
+        /// The line, without its end.
+        line: String,
+    },
+    /// A step is done, and its check agreed afterwards.
+    StepDone {
+        /// The step's id.
+        step: String,
+        /// The step in words.
+        title: String,
+        /// How long it took, in milliseconds.
+        millis: u64,
+    },
+    /// A step failed.
+    StepFailed {
+        /// The step's id.
+        step: String,
+        /// The step in words.
+        title: String,
+        /// The failure.
+        failure: Failure,
+    },
+    /// Something that the user should know, said once.
+    Notice {
+        /// How much it matters.
+        level: Level,
+        /// What to know, in one or two sentences.
+        text: String,
+    },
+    /// The run is over.
+    RunEnded {
+        /// The lab's name.
+        lab: String,
+        /// Steps that changed something.
+        changed: usize,
+        /// Steps that were already as they should be.
+        satisfied: usize,
+        /// How long it took, in milliseconds.
+        millis: u64,
+        /// The failure, if it ended with one.
+        failure: Option<Failure>,
+    },
+}
+
+/// How much a [`Event::Notice`] matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Good to know.
+    Info,
+    /// Will hurt if ignored.
+    Warning,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Progress {
+    /// Bytes moved, of how many if that is known.
+    Bytes {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: Option<u64>,
+    },
+    /// Items done, such as packages, and the one at hand.
+    Items {
+        /// Items so far.
+        done: u64,
+        /// Items in all.
+        total: u64,
+        /// The item at hand, such as a package's name.
+        item: String,
+    },
+    /// What is being done or waited for, in a few words.
+    Doing {
+        /// The words.
+        what: String,
+    },
+}
+
+/// An [`crate::Error`] as data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its one-line message.
+    pub message: String,
+    /// The host on which it happened.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
+    /// The argument vector that was tried.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub command: Option<Vec<String>>,
+    /// The end of the output.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub output: Option<String>,
+    /// What can be done about it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hints: Vec<String>,
+}
+
+impl From<&crate::Error> for Failure {
+    fn from(error: &crate::Error) -> Self {
+        Failure {
+            kind: error.kind(),
+            message: error.message().to_owned(),
+            host: error.host().map(str::to_owned),
+            command: error.command().map(<[String]>::to_vec),
+            output: error.output_tail().map(str::to_owned),
+            hints: error.hints().to_vec(),
+        }
+    }
+}
+
+/// Where events go. Cheap to clone; a feed made for a step stamps that step's id on what it sends.
+#[derive(Clone)]
+pub struct Feed {
+    sink: Arc<dyn Fn(Event) + Send + Sync>,
+    step: Option<Arc<str>>,
+}
+
+impl Feed {
+    /// Returns a feed that gives every event to `sink`, which must not block for long.
+    pub fn new(sink: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Feed { sink: Arc::new(sink), step: None }
+    }
+
+    /// Returns a feed that drops everything.
+    pub fn silent() -> Self {
+        Feed::new(|_| {})
+    }
+
+    /// Returns this feed for the step `id`.
+    pub fn for_step(&self, id: &str) -> Self {
+        Feed { sink: self.sink.clone(), step: Some(id.into()) }
+    }
+
+    /// Sends an event as it is.
+    pub fn send(&self, event: Event) {
+        (self.sink)(event);
+    }
+
+    /// Tells how many bytes have been moved.
+    pub fn bytes(&self, done: u64, total: Option<u64>) {
+        self.progress(Progress::Bytes { done, total });
+    }
+
+    /// Tells which item of how many is at hand.
+    pub fn item(&self, done: u64, total: u64, item: impl Into<String>) {
+        self.progress(Progress::Items { done, total, item: item.into() });
+    }
+
+    /// Tells what is being done or waited for.
+    pub fn doing(&self, what: impl Into<String>) {
+        self.progress(Progress::Doing { what: what.into() });
+    }
+
+    /// Passes on a line that a program wrote; control characters are made visible first.
+    pub fn line(&self, line: &str) {
+        if let Some(step) = &self.step {
+            self.send(Event::StepOutput { step: step.to_string(), line: printable(line) });
+        }
+    }
+
+    /// Says something that the user should know.
+    pub fn notice(&self, level: Level, text: impl Into<String>) {
+        self.send(Event::Notice { level, text: text.into() });
+    }
+
+    fn progress(&self, progress: Progress) {
+        if let Some(step) = &self.step {
+            self.send(Event::StepProgress { step: step.to_string(), progress });
+        }
+    }
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Feed").field("step", &self.step).finish_non_exhaustive()
+    }
+}
+
+/// Returns `text` with everything that could drive a terminal removed: escape sequences whole, other
+/// control characters but newline and tab as `\u{..}`. What a guest says never reaches the user's
+/// terminal raw.
+pub fn printable(text: &str) -> String {
+    let plain = console::strip_ansi_codes(text);
+    let mut out = String::with_capacity(plain.len());
+    for c in plain.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            '\r' => {}
+            c if c.is_control() || is_bidi_control(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Characters that reorder text on screen (Unicode "Bidi_Control").
+fn is_bidi_control(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Returns `duration` in whole milliseconds.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_of_a_guest_do_not_survive() {
+        let evil = "\x1b]0;owned\x07\x1b[2Jhi\x08\x7f\u{202e}there\r";
+        let safe = printable(evil);
+        assert!(!safe.chars().any(|c| c.is_control() || c == '\u{202e}'), "{safe:?}");
+        assert!(safe.contains("hi") && safe.contains("there"));
+    }
+
+    #[test]
+    fn an_event_is_one_json_object_with_a_tag() {
+        let event =
+            Event::StepDone { step: "l1/start".into(), title: "start l1".into(), millis: 5 };
+        let json = serde_json::to_string(&event).expect("serializes");
+        assert_eq!(
+            json,
+            r#"{"event":"step-done","step":"l1/start","title":"start l1","millis":5}"#
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! Software on a host that runs guests: the trait [`Hypervisor`], and VirtualBox and QEMU behind it.
+//!
+//! A driver turns a wanted [`GuestSpec`] and the inspected [`Actual`] state into a list of
+//! [`Change`]s: `plan` prints the list, `up` applies it, and an empty list means nothing to do. A
+//! driver acts through [`Host`] alone and must not know at which level it works, what a recipe is or
+//! where images come from.
+
+pub mod qemu;
+pub mod spec;
+pub mod virtualbox;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+
+pub use spec::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+
+use crate::error::Result;
+use crate::event::Feed;
+use crate::host::{Command, Host, Patience, StreamAddress};
+
+/// Which hypervisor.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorKind {
+    /// Oracle VirtualBox, through `VBoxManage`.
+    VirtualBox,
+    /// QEMU, with KVM where a guest really runs on it, else TCG.
+    Qemu,
+}
+
+impl fmt::Display for HypervisorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            HypervisorKind::VirtualBox => "virtualbox",
+            HypervisorKind::Qemu => "qemu",
+        })
+    }
+}
+
+/// How a hypervisor executes guest code on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acceleration {
+    /// Hardware virtualization through KVM, proven by a micro-guest.
+    Kvm,
+    /// Hardware virtualization through VirtualBox's own driver.
+    VirtualBox,
+    /// Software emulation; guests run ten to thirty times slower.
+    Tcg,
+}
+
+/// What a hypervisor on a host is and can do, as found by [`Hypervisor::probe`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// Its version, such as `7.2.22` or `10.0.2`.
+    pub version: semver::Version,
+    /// The version line as the program printed it.
+    pub version_text: String,
+    /// The program that is run, as found: `VBoxManage`, `/usr/bin/qemu-system-x86_64`.
+    pub program: Utf8PathBuf,
+    /// How guests execute.
+    pub acceleration: Acceleration,
+    /// How long to wait for guests on it.
+    pub patience: Patience,
+    /// What a user should be told once, such as why it is TCG and not KVM.
+    pub notes: Vec<String>,
+}
+
+/// Whether a VM runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Power {
+    /// Off: powered off, or aborted.
+    Off,
+    /// Off, with its memory saved.
+    Saved,
+    /// Running.
+    Running,
+    /// Paused.
+    Paused,
+    /// Between two states; the word is the hypervisor's own.
+    Changing(String),
+    /// The virtual machine monitor gave up on the guest (VirtualBox's Guru Meditation, QEMU's
+    /// internal error).
+    Crashed(String),
+}
+
+/// A VM as it is: what [`Hypervisor::inspect`] read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actual {
+    /// What addresses the VM for certain: VirtualBox's UUID, QEMU's process id.
+    pub id: String,
+    /// Whether it runs.
+    pub power: Power,
+    /// Its settings by the hypervisor's own names, for the diff and for restoring.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// One difference between the wanted and the actual VM, and what removes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The setting, by the hypervisor's own name.
+    pub setting: String,
+    /// What it is; `None` if it does not exist yet.
+    pub actual: Option<String>,
+    /// What it is to be.
+    pub wanted: String,
+    /// The exact commands that change it; run on the guest's host in this order.
+    pub commands: Vec<Command>,
+    /// Whether the VM must be off for it.
+    pub needs_power_off: bool,
+}
+
+/// How to stop a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Press the ACPI power button, and pull the plug if it is still on after this grace time.
+    Graceful(Duration),
+    /// Pull the plug.
+    Now,
+}
+
+/// A file of a guest that helps to understand a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// What it is: `serial`, `VBox.log`, `qemu.log`.
+    pub name: String,
+    /// Where it lies on the guest's host.
+    pub path: Utf8PathBuf,
+}
+
+/// Software on a host that runs guests. Every method takes the host it acts on.
+///
+/// All methods are idempotent: to start what runs, to stop what is off and to destroy what is not
+/// there succeed.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + fmt::Debug {
+    /// Returns which hypervisor it is.
+    fn kind(&self) -> HypervisorKind;
+
+    /// Finds the hypervisor on `host`.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`](crate::Kind) with a remedy, if it is not installed or cannot run guests.
+    async fn probe(&self, host: &dyn Host) -> Result<Probe>;
+
+    /// Returns the VM as it is, or `None` if there is none.
+    async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>>;
+
+    /// Returns what must change, in order, so that the VM is as `spec` says. Pure.
+    fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change>;
+
+    /// Applies `changes`; powers the VM off first (gracefully) if one of them needs it.
+    async fn change(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        changes: &[Change],
+        feed: &Feed,
+    ) -> Result<()>;
+
+    /// Returns the commands that [`Hypervisor::start`] would run, for `plan`.
+    fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command>;
+
+    /// Starts the VM so that it outlives the command. Returns at power-on, not at boot.
+    async fn start(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        probe: &Probe,
+        feed: &Feed,
+    ) -> Result<()>;
+
+    /// Stops the VM.
+    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()>;
+
+    /// Stops and removes the VM, its disks and its files; for a VM that existed before nestlab
+    /// ([`Origin::Existing`]) it restores nothing and removes nothing.
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()>;
+
+    /// Returns where, on the VM's host, the forwarded `guest_port` of the running VM is reached.
+    async fn endpoint(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        guest_port: u16,
+    ) -> Result<StreamAddress>;
+
+    /// Returns what the guest's additions published under `name`, such as
+    /// `/VirtualBox/GuestInfo/OS/Product`; `None` if nothing, or where the hypervisor has no such thing.
+    async fn guest_property(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        name: &str,
+    ) -> Result<Option<String>>;
+
+    /// Writes a PNG of the guest's screen to `to` on the VM's host.
+    async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()>;
+
+    /// Returns the file into which the guest's first serial port is written.
+    fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf;
+
+    /// Returns the files that help to understand a failure, whether or not they exist yet.
+    async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>>;
+
+    /// Takes a snapshot called `name`.
+    async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
+
+    /// Restores the snapshot called `name`; the VM is off afterwards or runs as it did then.
+    async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
+}
+
+/// A shared driver.
+pub type HypervisorRef = Arc<dyn Hypervisor>;

@@ -1,0 +1,10 @@
+//! Placeholder.
+/// The driver.
+#[derive(Debug, Default)]
+pub struct VirtualBox;
+impl VirtualBox {
+    /// New.
+    pub fn new() -> Self {
+        VirtualBox
+    }
+}

@@ -1,0 +1,102 @@
+//! One idempotent change with its own check.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Kind, Result};
+use crate::event::Feed;
+use crate::host::Command;
+
+/// A step's name: `guest/what` or `image/name`, unique in its plan and the same in every run.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct StepId(String);
+
+impl StepId {
+    /// Returns the id `of/what`.
+    pub fn new(of: impl fmt::Display, what: &str) -> Self {
+        StepId(format!("{of}/{what}"))
+    }
+
+    /// Returns the id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StepId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a check found in the real world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// It is as it should be.
+    Satisfied,
+    /// It must be changed, and why: `not there`, `cpus: 2 → 1`.
+    Needed(String),
+    /// It cannot be looked at yet, and why: `l1 is not up`. A plan shows it; a run treats it as needed.
+    Unknown(String),
+}
+
+/// What a step works with while it is checked or applied.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Where it tells of its progress; stamped with the step's id.
+    pub feed: Feed,
+    /// Fires when the run is to end at the next safe point. A step that waits or loops must look at it.
+    pub cancel: CancellationToken,
+}
+
+impl Context {
+    /// Returns an [`Kind::Interrupted`] error if the run is to end.
+    pub fn proceed(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+    }
+
+    /// Runs `work` until it is done or the run is to end, whichever is first. For work that may be
+    /// dropped at any of its waiting points.
+    pub async fn or_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            () = self.cancel.cancelled() => Err(interrupted()),
+        }
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "interrupted").hint("run the same `nestlab up` again to go on")
+}
+
+/// One idempotent change: `check` says whether it is needed and why, `apply` makes it so, and `check`
+/// is satisfied afterwards. The engine holds every step to that.
+#[async_trait]
+pub trait Step: Send + Sync {
+    /// Returns its id.
+    fn id(&self) -> &StepId;
+
+    /// Returns the guest it belongs to, if it belongs to one.
+    fn guest(&self) -> Option<&str>;
+
+    /// Returns what it does, in the imperative: `start l1`.
+    fn title(&self) -> String;
+
+    /// Returns the steps that must be satisfied before it is looked at.
+    fn needs(&self) -> &[StepId];
+
+    /// Looks at the real world; changes nothing.
+    async fn check(&self, context: &Context) -> Result<Check>;
+
+    /// Makes it so. May be run on what an interrupted run left.
+    async fn apply(&self, context: &Context) -> Result<()>;
+
+    /// Returns the exact commands that `apply` would run on the guest's host, as far as they can be
+    /// known before; changes nothing.
+    async fn commands(&self, context: &Context) -> Result<Vec<Command>>;
+}
