@@ -6,6 +6,8 @@
 pub mod command;
 pub mod patience;
 pub mod quote;
+#[cfg(test)]
+pub(crate) mod scripted;
 
 use std::fmt;
 use std::sync::Arc;
