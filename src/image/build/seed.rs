@@ -1,0 +1,253 @@
+//! The seed: a small volume that makes a guest itself. It carries the host name, the keys that may log
+//! in and the guest's own SSH host key, so that the image need not, and so that the host key is known
+//! before the first connection.
+//!
+//! One raw FAT volume labelled `CIDATA` serves every hypervisor and every image: cloud-init takes
+//! `user-data` and `meta-data` from it (its "NoCloud" source), nestlab's own images the plain files.
+
+use std::io::Write as _;
+
+use camino::Utf8Path;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey};
+
+use super::fat::Volume;
+use crate::error::{Error, Kind, Result};
+use crate::recipe::units::GuestName;
+
+/// The volume's label; cloud-init looks for this one.
+pub const LABEL: &str = "CIDATA";
+
+/// The volume's size in bytes: the smallest that every hypervisor takes as a disk without ado.
+pub const SIZE: usize = 1 << 20;
+
+/// What makes a guest itself.
+#[derive(Debug, Clone)]
+pub struct Seed {
+    /// Its host name.
+    pub hostname: GuestName,
+    /// The keys that may log in as root, and as a foreign image's default user.
+    pub authorized_keys: Vec<PublicKey>,
+    /// Its SSH host key, Ed25519 and not encrypted. Without it the guest makes one of its own, which
+    /// then has to be pinned on first use.
+    pub host_key: Option<PrivateKey>,
+}
+
+impl Seed {
+    /// Returns the volume's bytes; the same seed gives the same bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] for a host key of another kind than Ed25519, or an encrypted one.
+    pub fn volume(&self) -> Result<Vec<u8>> {
+        let host_key = self.host_key.as_ref().map(HostKey::new).transpose()?;
+        let authorized = self.authorized_lines()?;
+        let instance = self.instance(&authorized, host_key.as_ref());
+        let meta_data = json!({
+            "instance-id": format!("nestlab-{instance}"),
+            "local-hostname": self.hostname,
+        });
+        let user_data = user_data(&self.hostname, &authorized, host_key.as_ref());
+
+        let meta_data = format!("{meta_data:#}\n");
+        let user_data = format!("#cloud-config\n{user_data:#}\n");
+        let hostname = format!("{}\n", self.hostname);
+        let authorized: String = authorized.iter().map(|line| format!("{line}\n")).collect();
+        let mut files: Vec<(&str, &[u8])> = vec![
+            ("meta-data", meta_data.as_bytes()),
+            ("user-data", user_data.as_bytes()),
+            ("hostname", hostname.as_bytes()),
+            ("authorized_keys", authorized.as_bytes()),
+        ];
+        let public_line;
+        if let Some(key) = &host_key {
+            public_line = format!("{}\n", key.public);
+            files.push(("ssh_host_ed25519_key", key.private.as_bytes()));
+            files.push(("ssh_host_ed25519_key.pub", public_line.as_bytes()));
+        }
+        let serial = u32::from_str_radix(&instance[..8], 16).expect("the instance is hexadecimal");
+        Volume { label: LABEL, serial, size: SIZE }.with_files(&files)
+    }
+
+    fn authorized_lines(&self) -> Result<Vec<String>> {
+        self.authorized_keys.iter().map(openssh_line).collect()
+    }
+
+    /// Returns what cloud-init tells guests apart by: another value makes it configure anew.
+    fn instance(&self, authorized: &[String], host_key: Option<&HostKey>) -> String {
+        let mut digest = Sha256::new();
+        let public = host_key.map_or("", |key| &key.public);
+        for part in [self.hostname.as_str(), public]
+            .into_iter()
+            .chain(authorized.iter().map(String::as_str))
+        {
+            digest.update(part);
+            digest.update([0]);
+        }
+        hex::encode(&digest.finalize()[..8])
+    }
+}
+
+/// Writes the seed volume to `path`, readable by its owner alone; it appears whole or not at all.
+///
+/// # Errors
+/// [`Kind::Io`] when it cannot be written, and those of [`Seed::volume`].
+pub fn write(path: &Utf8Path, seed: &Seed) -> Result<()> {
+    let folder = path.parent().ok_or_else(|| Error::internal(format!("{path} has no folder")))?;
+    let unwritable = |error: std::io::Error| {
+        Error::new(Kind::Io, format!("the seed {path} cannot be written")).because(error)
+    };
+    // A temporary file is made with mode 0600, and stays so.
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(unwritable)?;
+    file.write_all(&seed.volume()?).map_err(unwritable)?;
+    file.as_file().sync_all().map_err(unwritable)?;
+    file.persist(path).map_err(|error| unwritable(error.error))?;
+    Ok(())
+}
+
+/// A guest's SSH host key, in the forms that files and cloud-init want.
+struct HostKey {
+    private: String,
+    public: String,
+}
+
+impl HostKey {
+    fn new(key: &PrivateKey) -> Result<Self> {
+        if key.algorithm() != Algorithm::Ed25519 || key.is_encrypted() {
+            return Err(Error::internal("a guest's host key is an unencrypted Ed25519 key"));
+        }
+        let unusable =
+            |error| Error::internal("the host key cannot be written down").because(error);
+        let private = key.to_openssh(LineEnding::LF).map_err(unusable)?;
+        Ok(HostKey { private: private.to_string(), public: openssh_line(key.public_key())? })
+    }
+}
+
+fn openssh_line(key: &PublicKey) -> Result<String> {
+    let line = key
+        .to_openssh()
+        .map_err(|error| Error::internal("a key cannot be written down").because(error))?;
+    // A comment with a line break would be a second key.
+    if line.contains(['\n', '\r']) {
+        return Err(Error::internal("an SSH key's comment has more than one line"));
+    }
+    Ok(line)
+}
+
+/// Returns cloud-init's configuration. JSON is YAML, so that nothing in it needs YAML's quoting.
+fn user_data(
+    hostname: &GuestName,
+    authorized: &[String],
+    host_key: Option<&HostKey>,
+) -> serde_json::Value {
+    let mut config = json!({
+        "hostname": hostname,
+        "preserve_hostname": false,
+        "manage_etc_hosts": true,
+        "disable_root": false,
+        "ssh_pwauth": false,
+        "ssh_deletekeys": true,
+        "ssh_genkeytypes": ["ed25519"],
+        "ssh_authorized_keys": authorized,
+    });
+    if let Some(key) = host_key {
+        config["ssh_keys"] =
+            json!({ "ed25519_private": key.private, "ed25519_public": key.public });
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Cursor, Read as _};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use ssh_key::rand_core::OsRng;
+
+    fn ed25519(comment: &str) -> PrivateKey {
+        let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).unwrap();
+        key.set_comment(comment);
+        key
+    }
+
+    fn seed() -> Seed {
+        Seed {
+            hostname: "l2".parse().unwrap(),
+            authorized_keys: vec![ed25519("one").public_key().clone(), ed25519("").into()],
+            host_key: Some(ed25519("l2")),
+        }
+    }
+
+    fn file(volume: &[u8], name: &str) -> String {
+        let mut bytes = volume.to_vec();
+        let volume =
+            fatfs::FileSystem::new(Cursor::new(&mut bytes[..]), fatfs::FsOptions::new()).unwrap();
+        let mut text = String::new();
+        volume.root_dir().open_file(name).unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes_and_another_one_does_not() {
+        let seed = seed();
+        assert_eq!(seed.volume().unwrap(), seed.clone().volume().unwrap());
+        let other = Seed { hostname: "l3".parse().unwrap(), ..seed.clone() };
+        assert_ne!(seed.volume().unwrap(), other.volume().unwrap());
+    }
+
+    #[test]
+    fn the_keys_that_go_in_come_out() {
+        let seed = seed();
+        let volume = seed.volume().unwrap();
+        let key = PrivateKey::from_openssh(file(&volume, "ssh_host_ed25519_key")).unwrap();
+        assert_eq!(key.public_key(), seed.host_key.as_ref().unwrap().public_key());
+        let public = PublicKey::from_openssh(&file(&volume, "ssh_host_ed25519_key.pub")).unwrap();
+        assert_eq!(&public, key.public_key());
+        let authorized: Vec<PublicKey> = file(&volume, "authorized_keys")
+            .lines()
+            .map(|line| PublicKey::from_openssh(line).unwrap())
+            .collect();
+        assert_eq!(authorized, seed.authorized_keys);
+        assert_eq!(file(&volume, "hostname"), "l2\n");
+    }
+
+    #[test]
+    fn cloud_init_is_told_the_same_keys_as_our_own_images() {
+        let seed = seed();
+        let volume = seed.volume().unwrap();
+        let user_data = file(&volume, "user-data");
+        let config: serde_json::Value =
+            serde_json::from_str(user_data.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+        assert_eq!(config["hostname"], "l2");
+        assert_eq!(config["ssh_keys"]["ed25519_private"], file(&volume, "ssh_host_ed25519_key"));
+        let authorized = file(&volume, "authorized_keys");
+        assert_eq!(config["ssh_authorized_keys"], json!(authorized.lines().collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn without_a_host_key_none_is_on_the_volume() {
+        let volume = Seed { host_key: None, ..seed() }.volume().unwrap();
+        assert!(!file(&volume, "user-data").contains("PRIVATE KEY"));
+        assert!(!String::from_utf8_lossy(&volume).contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn a_comment_with_a_line_break_cannot_smuggle_in_a_second_key() {
+        let mut key: PublicKey = ed25519("").into();
+        key.set_comment("x\nssh-ed25519 AAAA evil");
+        let error = Seed { authorized_keys: vec![key], ..seed() }.volume().unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+    }
+
+    #[test]
+    fn the_file_is_readable_by_its_owner_alone_and_replaces_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap().join("seed.img");
+        fs_err::write(&path, "old").unwrap();
+        write(&path, &seed()).unwrap();
+        let metadata = fs_err::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(metadata.len(), SIZE as u64);
+    }
+}
