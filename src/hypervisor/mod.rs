@@ -17,32 +17,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 
+pub use crate::recipe::HypervisorKind;
 pub use spec::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
 
 use crate::error::Result;
 use crate::event::Feed;
 use crate::host::{Command, Host, Patience, StreamAddress};
-
-/// Which hypervisor.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum HypervisorKind {
-    /// Oracle VirtualBox, through `VBoxManage`.
-    VirtualBox,
-    /// QEMU, with KVM where a guest really runs on it, else TCG.
-    Qemu,
-}
-
-impl fmt::Display for HypervisorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            HypervisorKind::VirtualBox => "virtualbox",
-            HypervisorKind::Qemu => "qemu",
-        })
-    }
-}
 
 /// How a hypervisor executes guest code on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -5,5 +5,7 @@
 //! bytes.
 
 pub mod units;
+pub mod words;
 
-pub use units::{Cpus, GuestName, ImageName, LabName, Mebibytes};
+pub use units::{Cpus, GuestName, ImageName, LabName, Mebibytes, NetworkName};
+pub use words::{Firmware, HypervisorChoice, HypervisorKind, Ready, ReadyKind, Subnet};

@@ -1,13 +1,16 @@
-//! The words of a recipe as types: what is built here is valid, and nothing checks it again.
+//! The amounts and names of a recipe as types: what is built here is valid, and nothing checks it
+//! again.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A number of virtual CPUs, at least one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Cpus(NonZeroU32);
 
@@ -35,6 +38,29 @@ impl Cpus {
 impl fmt::Display for Cpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cpus {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let count = i64::deserialize(deserializer)?;
+        u32::try_from(count).ok().and_then(Cpus::new).ok_or_else(|| {
+            serde::de::Error::custom(format_args!("a machine cannot have {count} CPUs"))
+        })
+    }
+}
+
+impl JsonSchema for Cpus {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Cpus".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX })
     }
 }
 
@@ -112,7 +138,46 @@ impl From<Mebibytes> for String {
 
 impl<'de> Deserialize<'de> for Mebibytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_any(AmountVisitor)
+    }
+}
+
+/// Reads an amount; a bare number, the likeliest slip, is told how to be written.
+struct AmountVisitor;
+
+impl serde::de::Visitor<'_> for AmountVisitor {
+    type Value = Mebibytes;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an amount like \"512MiB\" or \"6GiB\"")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Mebibytes, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Mebibytes, E> {
+        Err(E::custom(format_args!(
+            "`{number}` has no unit; write \"{number}MiB\" or \"{number}GiB\", with the quotes"
+        )))
+    }
+}
+
+impl JsonSchema for Mebibytes {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Amount".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^[0-9]+ *(MiB|M|GiB|G|TiB|T)$",
+            "examples": ["512MiB", "6GiB"]
+        })
     }
 }
 
@@ -152,6 +217,24 @@ macro_rules! name_type {
                     .map_err(serde::de::Error::custom)
             }
         }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string",
+                    "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+                    "maxLength": $max
+                })
+            }
+        }
     };
 }
 
@@ -166,6 +249,10 @@ name_type! {
 name_type! {
     /// An image manifest's name.
     ImageName, "an image's name", 48
+}
+name_type! {
+    /// The name of a network that guests of one host share.
+    NetworkName, "a network's name", 32
 }
 
 fn valid_name(text: &str, what: &str, max: usize) -> Result<(), String> {
