@@ -20,12 +20,14 @@
 //! | [`host`] | the trait `Host`; this machine, or one over SSH |
 //! | [`recipe`] | the TOML model, validation, resource budget, JSON Schema |
 //!
-//! Beside them stand the two vocabularies that everything shares: [`error`] and [`event`].
+//! Beside them stand the two vocabularies that everything shares, [`error`] and [`event`], and
+//! [`faults`], through which the tests kill nestlab at every write.
 
 pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

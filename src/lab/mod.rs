@@ -1,4 +1,38 @@
 //! One instance of a recipe on this machine: its state directory with recipe, journal, keys, lock,
 //! logs and disks.
 //!
+//! | file | what it holds |
+//! |---|---|
+//! | [`directory`] | where everything lies; creating, finding and removing labs |
+//! | [`private`] | what only the user may read: permissions, whole-or-not-at-all writes |
+//! | [`lock`] | one nestlab at a time |
+//! | [`keys`], [`known_hosts`] | the lab's SSH keys, and their public halves for the user's own ssh |
+//! | [`record`], [`journal`], [`ledger`] | what was intended, done and made |
+//! | [`resources`] | what exists because of this lab, from the journal |
+//! | [`reservations`] | names and ports that no other lab may take |
+//! | [`status`] | the last known state, from the journal |
+//!
 //! This module must not know how guests are run or a plan is made.
+
+pub mod directory;
+pub mod journal;
+pub mod keys;
+pub mod known_hosts;
+pub mod ledger;
+pub mod lock;
+pub mod private;
+pub mod record;
+pub mod reservations;
+pub mod resources;
+pub mod status;
+
+pub use directory::{Lab, Labs};
+pub use journal::Journal;
+pub use keys::{KeyPair, LabKeys};
+pub use known_hosts::KnownHosts;
+pub use ledger::Ledger;
+pub use lock::{Holder, LabLock};
+pub use record::{Entry, Outcome, Record};
+pub use reservations::{Claim, Reservations};
+pub use resources::Resource;
+pub use status::Status;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::Command;
+use crate::lab::Ledger;
 
 /// A step's name: `guest/what` or `image/name`, unique in its plan and the same in every run.
 #[derive(
@@ -52,9 +53,16 @@ pub struct Context {
     pub feed: Feed,
     /// Fires when the run is to end at the next safe point. A step that waits or loops must look at it.
     pub cancel: CancellationToken,
+    /// Where it records what it is about to make, before it does; closed while it is only checked.
+    pub ledger: Ledger,
 }
 
 impl Context {
+    /// Returns the context for those who only look.
+    pub fn looking(feed: Feed, cancel: CancellationToken) -> Self {
+        Context { feed, cancel, ledger: Ledger::closed() }
+    }
+
     /// Returns an [`Kind::Interrupted`] error if the run is to end.
     pub fn proceed(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }

@@ -1,0 +1,215 @@
+//! Faults on purpose: `NESTLAB_FAULT=kill@7` ends the process with SIGKILL at the seventh point that
+//! it passes. Points stand at every write of the journal and at every command that a host runs.
+//!
+//! | fault | at its point |
+//! |---|---|
+//! | `kill@N` | the process is gone, as by SIGKILL or a power cut |
+//! | `fail@N` | the operation fails |
+//! | `hang@N` | the operation never ends; `nestlab: hangs at N` is written to standard error |
+//! | `full@N` | the operation fails because the disk is full |
+//!
+//! Only builds with the feature `faults` (the tests' builds) have them; in every other build a point
+//! is an empty function.
+
+#[cfg(any(test, feature = "faults"))]
+pub use enabled::{host, passed};
+#[cfg(any(test, feature = "faults"))]
+pub(crate) use enabled::{point, write_all};
+
+#[cfg(not(any(test, feature = "faults")))]
+pub use disabled::host;
+#[cfg(not(any(test, feature = "faults")))]
+pub(crate) use disabled::{point, write_all};
+
+#[cfg(not(any(test, feature = "faults")))]
+mod disabled {
+    use std::io;
+
+    use crate::host::HostRef;
+
+    #[inline]
+    pub(crate) fn point(_name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn write_all(file: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    /// Returns `host` as it is: this build injects no faults.
+    #[inline]
+    pub fn host(host: HostRef) -> HostRef {
+        host
+    }
+}
+
+#[cfg(any(test, feature = "faults"))]
+mod enabled {
+    use std::io;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+    use camino::Utf8Path;
+
+    use crate::error::{Error, Result};
+    use crate::event::Feed;
+    use crate::host::{Command, Exit, Host, HostRef, OnOutput, Stream, StreamAddress};
+
+    #[derive(Clone, Copy)]
+    enum Fault {
+        Kill,
+        Fail,
+        Hang,
+        Full,
+    }
+
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    /// Returns how many points this process has passed.
+    pub fn passed() -> u64 {
+        PASSED.load(Ordering::SeqCst)
+    }
+
+    /// Returns the fault wanted by the environment and the number of its point.
+    fn wanted() -> Option<(Fault, u64)> {
+        static WANTED: OnceLock<Option<(Fault, u64)>> = OnceLock::new();
+        *WANTED.get_or_init(|| {
+            let text = std::env::var("NESTLAB_FAULT").ok()?;
+            Some(parse(&text).expect("NESTLAB_FAULT is kill@N, fail@N, hang@N or full@N"))
+        })
+    }
+
+    fn parse(text: &str) -> Option<(Fault, u64)> {
+        let (fault, at) = text.split_once('@')?;
+        let fault = match fault {
+            "kill" => Fault::Kill,
+            "fail" => Fault::Fail,
+            "hang" => Fault::Hang,
+            "full" => Fault::Full,
+            _ => return None,
+        };
+        Some((fault, at.parse().ok()?))
+    }
+
+    /// Counts this point and returns the fault, if it is the one that was asked for.
+    fn due() -> Option<(Fault, u64)> {
+        let at = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+        wanted().filter(|(_, wanted)| *wanted == at)
+    }
+
+    fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
+        match fault {
+            Fault::Kill => {
+                let me = rustix::process::getpid();
+                rustix::process::kill_process(me, rustix::process::Signal::KILL)?;
+                unreachable!("a process survives no SIGKILL");
+            }
+            Fault::Fail => Err(io::Error::other(format!("fault {at} was injected at {name}"))),
+            Fault::Full => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("no space left on device (injected as fault {at} at {name})"),
+            )),
+            Fault::Hang => {
+                eprintln!("nestlab: hangs at {at}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes a point in code that blocks its thread.
+    pub(crate) fn point(name: &str) -> io::Result<()> {
+        let Some((fault, at)) = due() else { return Ok(()) };
+        failure(fault, at, name)?;
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// Passes a point in asynchronous code, which can be cancelled while it hangs.
+    async fn point_in_command(name: &str) -> Result<()> {
+        let Some((fault, at)) = due() else { return Ok(()) };
+        failure(fault, at, name).map_err(|error| Error::failed(error.to_string()))?;
+        std::future::pending().await
+    }
+
+    /// Writes `bytes` with a point in their middle, so that a line can be torn.
+    pub(crate) fn write_all(file: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        file.write_all(first)?;
+        point("the middle of a write")?;
+        file.write_all(second)
+    }
+
+    /// Returns `host` with a point before and one after every command and transfer.
+    pub fn host(host: HostRef) -> HostRef {
+        std::sync::Arc::new(Faulty(host))
+    }
+
+    #[derive(Debug)]
+    struct Faulty(HostRef);
+
+    #[async_trait]
+    impl Host for Faulty {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+
+        async fn run_streaming(&self, command: &Command, on_output: OnOutput<'_>) -> Result<Exit> {
+            let name = command.argv()[0].as_str();
+            point_in_command(name).await?;
+            let exit = self.0.run_streaming(command, on_output).await?;
+            point_in_command(name).await?;
+            Ok(exit)
+        }
+
+        async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
+            point_in_command("put").await?;
+            self.0.put(from, to, mode, feed).await?;
+            point_in_command("put").await
+        }
+
+        async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
+            point_in_command("get").await?;
+            self.0.get(from, to, feed).await?;
+            point_in_command("get").await
+        }
+
+        async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>> {
+            point_in_command("open a stream").await?;
+            self.0.open_stream(address).await
+        }
+
+        fn is_root(&self) -> bool {
+            self.0.is_root()
+        }
+
+        fn is_local(&self) -> bool {
+            self.0.is_local()
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_fault_is_a_kind_and_the_number_of_its_point() {
+            assert!(matches!(parse("kill@12"), Some((Fault::Kill, 12))));
+            for bad in ["kill", "kill@", "kill@x", "melt@1", "@1", ""] {
+                assert!(parse(bad).is_none(), "{bad}");
+            }
+        }
+
+        #[test]
+        fn every_point_is_counted_and_without_a_fault_nothing_happens() {
+            let before = passed();
+            let mut written = Vec::new();
+            write_all(&mut written, b"whole").expect("no fault was asked for");
+            point("here").expect("no fault was asked for");
+            assert_eq!(written, b"whole");
+            assert!(passed() >= before + 2);
+        }
+    }
+}

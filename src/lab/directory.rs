@@ -1,0 +1,271 @@
+//! Where everything of a lab lies, and how labs are made, found and removed.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use uuid::Uuid;
+
+use super::journal::{self, Reading};
+use super::keys::LabKeys;
+use super::known_hosts::KnownHosts;
+use super::lock::{self, Holder, LabLock};
+use super::private;
+use super::reservations::Reservations;
+use super::resources::{self, Resource};
+use super::status::Status;
+use crate::error::{Error, Kind, Result};
+use crate::recipe::LabName;
+
+/// A removed lab is first renamed to this prefix and a random name, so that it is gone at once.
+const REMOVED: &str = ".removed-";
+
+/// All labs of one state directory.
+#[derive(Debug, Clone)]
+pub struct Labs {
+    state: Utf8PathBuf,
+}
+
+impl Labs {
+    /// Returns the labs below `state`, such as `~/.local/state/nestlab`. Nothing is made before the
+    /// first lab is.
+    pub fn at(state: impl Into<Utf8PathBuf>) -> Self {
+        Labs { state: state.into() }
+    }
+
+    /// Returns the state directory.
+    pub fn state_directory(&self) -> &Utf8Path {
+        &self.state
+    }
+
+    fn directory(&self) -> Utf8PathBuf {
+        self.state.join("labs")
+    }
+
+    /// Returns the names of all labs, sorted.
+    pub fn list(&self) -> Result<Vec<LabName>> {
+        let mut names: Vec<LabName> =
+            self.entries()?.iter().filter_map(|name| name.parse().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
+        let entries = match fs_err::read_dir(self.directory()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+
+    /// Makes the lab `name` for the recipe with this text, or opens the one that is there and leaves
+    /// its recipe alone; [`LabLock::keep_recipe`] changes it.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], also if others can write into the state directory.
+    pub fn create(&self, name: &LabName, recipe: &str) -> Result<Lab> {
+        for directory in [&self.state, &self.directory()] {
+            private::make_directory(directory)?;
+        }
+        let lab = self.lab(name);
+        private::make_directory(lab.directory())?;
+        for directory in [lab.keys_directory(), lab.logs(), lab.disks()] {
+            private::make_directory(&directory)?;
+        }
+        if !lab.recipe_path().exists() {
+            private::write(&lab.recipe_path(), recipe.as_bytes())?;
+        }
+        private::sync_directory(&self.directory())?;
+        Ok(lab)
+    }
+
+    /// Opens the lab `name`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] with the labs that are there, if it is not; [`Kind::Io`] if others can write it.
+    pub fn open(&self, name: &LabName) -> Result<Lab> {
+        let lab = self.lab(name);
+        if !lab.directory().is_dir() {
+            return Err(self.unknown(name)?);
+        }
+        for directory in [&self.state, &self.directory(), &lab.directory] {
+            private::check_directory(directory)?;
+        }
+        Ok(lab)
+    }
+
+    /// Opens the lab that the user means: the one named, or the only one there is.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`], if there is none or more than one to choose from.
+    pub fn choose(&self, name: Option<&LabName>) -> Result<Lab> {
+        if let Some(name) = name {
+            return self.open(name);
+        }
+        match self.list()?.as_slice() {
+            [] => Err(Error::new(Kind::Usage, "there is no lab")
+                .hint("nestlab up quickstart makes one; nestlab recipe list shows others")),
+            [only] => self.open(only),
+            several => Err(Error::new(Kind::Usage, "there is more than one lab")
+                .hint(format!("say which with --lab: {}", join(several)))),
+        }
+    }
+
+    fn unknown(&self, name: &LabName) -> Result<Error> {
+        let labs = self.list()?;
+        let error = Error::new(Kind::Usage, format!("there is no lab called {name}"));
+        Ok(if labs.is_empty() {
+            error.hint("there is none yet; nestlab up makes one")
+        } else {
+            error.hint(format!("there are: {}", join(&labs)))
+        })
+    }
+
+    /// Returns the names and ports that labs of this state directory have reserved.
+    pub fn reservations(&self) -> Reservations {
+        Reservations::at(&self.state)
+    }
+
+    /// Removes what an interrupted removal of a lab left; returns how many directories.
+    pub fn sweep(&self) -> Result<usize> {
+        let mut swept = 0;
+        for name in self.entries()?.iter().filter(|name| name.starts_with(REMOVED)) {
+            fs_err::remove_dir_all(self.directory().join(name))?;
+            swept += 1;
+        }
+        Ok(swept)
+    }
+
+    fn lab(&self, name: &LabName) -> Lab {
+        Lab {
+            name: name.clone(),
+            directory: self.directory().join(name.as_str()),
+            labs: self.clone(),
+        }
+    }
+}
+
+fn join(names: &[LabName]) -> String {
+    names.iter().map(LabName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// One lab. Only paths and reading; what writes needs the lab's [`LabLock`].
+#[derive(Debug, Clone)]
+pub struct Lab {
+    name: LabName,
+    directory: Utf8PathBuf,
+    labs: Labs,
+}
+
+impl Lab {
+    /// Returns the lab's name.
+    pub fn name(&self) -> &LabName {
+        &self.name
+    }
+
+    /// Returns the lab's directory.
+    pub fn directory(&self) -> &Utf8Path {
+        &self.directory
+    }
+
+    /// Returns the labs that it is one of.
+    pub fn labs(&self) -> &Labs {
+        &self.labs
+    }
+
+    /// Returns where the recipe lies as it was last applied.
+    pub fn recipe_path(&self) -> Utf8PathBuf {
+        self.directory.join("recipe.toml")
+    }
+
+    /// Returns the text of the recipe as it was last applied.
+    pub fn recipe(&self) -> Result<String> {
+        Ok(fs_err::read_to_string(self.recipe_path())?)
+    }
+
+    /// Returns where the journal lies.
+    pub fn journal_path(&self) -> Utf8PathBuf {
+        self.directory.join("journal.jsonl")
+    }
+
+    /// Returns where the lab's private keys lie.
+    pub fn keys_directory(&self) -> Utf8PathBuf {
+        self.directory.join("keys")
+    }
+
+    /// Returns the folder of the runs' logs, serial consoles and bundles.
+    pub fn logs(&self) -> Utf8PathBuf {
+        self.directory.join("logs")
+    }
+
+    /// Returns the folder of the disks of the guests on this machine.
+    pub fn disks(&self) -> Utf8PathBuf {
+        self.directory.join("disks")
+    }
+
+    /// Returns the folder of the guest `guest` on this machine: disk, sockets, serial log.
+    pub fn guest_directory(&self, guest: &str) -> Utf8PathBuf {
+        self.disks().join(guest)
+    }
+
+    /// Returns the lab's SSH keys; each is made when it is first asked for.
+    pub fn keys(&self) -> LabKeys {
+        LabKeys::in_directory(self.keys_directory())
+    }
+
+    /// Returns the file with the guests' host keys, for the user's own ssh.
+    pub fn known_hosts(&self) -> KnownHosts {
+        KnownHosts::at(self.directory.join("known_hosts"), self.name.clone())
+    }
+
+    /// Takes the lab's lock for `command`, the argument vector that others are told.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if another nestlab holds it.
+    pub fn lock<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) -> Result<LabLock> {
+        lock::take(self, command.into_iter().map(Into::into).collect())
+    }
+
+    /// Returns who works on the lab now, if anybody does.
+    pub fn holder(&self) -> Result<Option<Holder>> {
+        lock::holder(&self.directory)
+    }
+
+    /// Reads the journal, as far as it can be read.
+    pub fn read_journal(&self) -> Result<Reading> {
+        journal::read(&self.journal_path())
+    }
+
+    /// Returns what exists because of this lab, the newest first: the order in which to remove it.
+    pub fn resources(&self) -> Result<Vec<Resource>> {
+        Ok(resources::remaining(&self.read_journal()?.records))
+    }
+
+    /// Returns the last known state of the lab's steps and guests.
+    pub fn status(&self) -> Result<Status> {
+        Ok(Status::from_records(&self.read_journal()?.records))
+    }
+
+    /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before.
+    ///
+    /// # Errors
+    /// [`Kind::Stuck`] if the journal names something that was not removed, [`Kind::Io`].
+    pub fn remove(self, lock: LabLock) -> Result<()> {
+        let left = self.resources()?;
+        if let Some(first) = left.first() {
+            return Err(Error::new(
+                Kind::Stuck,
+                format!("{} of lab {} still exist, first {first}", left.len(), self.name),
+            )
+            .hint(format!("nestlab destroy {}", self.name)));
+        }
+        self.labs.reservations().release(&self.name)?;
+        let doomed = self.labs.directory().join(format!("{REMOVED}{}", Uuid::new_v4()));
+        fs_err::rename(&self.directory, &doomed)?;
+        private::sync_directory(&self.labs.directory())?;
+        drop(lock);
+        Ok(fs_err::remove_dir_all(doomed)?)
+    }
+}

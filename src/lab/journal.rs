@@ -1,0 +1,328 @@
+//! The journal: an append-only file, one JSON record a line, each durable before what it announces
+//! happens.
+//!
+//! A line that was torn by a crash can only be the last one; it is ignored when reading and cut off
+//! before the next write. A line in the middle that cannot be read is damage from outside: the rest
+//! still counts, and the damage is told.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+
+use super::lock::LabLock;
+use super::private;
+use super::record::{Entry, Record, SCHEMA};
+use super::resources::{self, Resource};
+use crate::error::{Error, Kind, Result};
+use crate::faults;
+
+/// What could be read of a journal.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// The records, oldest first.
+    pub records: Vec<Record>,
+    /// How many bytes from the start are whole lines.
+    pub whole: u64,
+    /// Numbers, from 1, of lines before the last that are not records.
+    pub damaged: Vec<usize>,
+    /// The newest format's number in it.
+    pub schema: u32,
+}
+
+impl Reading {
+    /// Returns what can be read from the journal's bytes. Total: any bytes give a reading.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut reading = Reading::default();
+        let mut bad: Vec<(usize, u64)> = Vec::new();
+        let mut end: u64 = 0;
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        for (number, line) in lines.enumerate().filter(|(_, line)| line.ends_with(b"\n")) {
+            let start = end;
+            end += line.len() as u64;
+            match serde_json::from_slice::<Record>(line) {
+                Ok(record) => {
+                    reading.schema = reading.schema.max(record.schema);
+                    reading.records.push(record);
+                    reading.damaged.extend(bad.drain(..).map(|(number, _)| number));
+                    reading.whole = end;
+                }
+                Err(_) => bad.push((number + 1, start)),
+            }
+        }
+        reading
+    }
+}
+
+/// Reads the journal at `path`; one that is not there is empty.
+pub fn read(path: &Utf8Path) -> Result<Reading> {
+    match fs_err::read(path) {
+        Ok(bytes) => Ok(Reading::of(&bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Reading::default()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A lab's journal, open for writing. Cheap to clone; it keeps the lab's lock.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    inner: Arc<Mutex<Inner>>,
+    lock: LabLock,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    path: Utf8PathBuf,
+    records: Vec<Record>,
+    /// How many bytes of the file are whole lines.
+    whole: u64,
+    /// Whether there may be part of a line after them.
+    torn: bool,
+    run: u64,
+}
+
+impl Journal {
+    /// Opens the journal of the locked lab.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], also if a newer nestlab wrote it in a format that this one does not know.
+    pub(super) fn open(lock: &LabLock) -> Result<Self> {
+        let path = lock.lab().journal_path();
+        let mut file = private::open_append(&path)?;
+        private::check_secret(&path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let reading = Reading::of(&bytes);
+        if reading.schema > SCHEMA {
+            return Err(Error::new(
+                Kind::Io,
+                format!("{path} has format {}, and this nestlab knows {SCHEMA}", reading.schema),
+            )
+            .hint("a newer nestlab made this lab: use that one, or update this one"));
+        }
+        let run = reading.records.iter().map(|record| record.run).max().unwrap_or(0);
+        let torn = reading.whole < bytes.len() as u64;
+        let inner = Inner { file, path, records: reading.records, whole: reading.whole, torn, run };
+        Ok(Journal { inner: Arc::new(Mutex::new(inner)), lock: lock.clone() })
+    }
+
+    /// Returns the lock that it keeps.
+    pub fn lock(&self) -> &LabLock {
+        &self.lock
+    }
+
+    /// Returns all records, oldest first.
+    pub fn records(&self) -> Vec<Record> {
+        self.with(|inner| inner.records.clone())
+    }
+
+    /// Returns what exists because of the lab, the newest first.
+    pub fn resources(&self) -> Vec<Resource> {
+        self.with(|inner| resources::remaining(&inner.records))
+    }
+
+    /// Writes `entry`; when this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], with a hint when the disk is full. What was written in part is cut off before
+    /// the next write.
+    pub async fn append(&self, entry: Entry) -> Result<()> {
+        let journal = self.clone();
+        tokio::task::spawn_blocking(move || journal.append_blocking(entry))
+            .await
+            .map_err(|error| Error::internal(format!("a write of the journal broke: {error}")))?
+    }
+
+    /// Writes `entry` on the calling thread; see [`Journal::append`].
+    pub fn append_blocking(&self, entry: Entry) -> Result<()> {
+        self.with(|inner| inner.append(entry))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        // A panic leaves at worst a torn line, which `torn` knows of: nothing to be poisoned by.
+        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Inner {
+    fn append(&mut self, entry: Entry) -> Result<()> {
+        if matches!(entry, Entry::RunStarted { .. }) {
+            self.run += 1;
+        }
+        let record = Record { schema: SCHEMA, at: Timestamp::now(), run: self.run, entry };
+        let mut line = serde_json::to_vec(&record)
+            .map_err(|error| Error::internal(format!("a record is not JSON: {error}")))?;
+        line.push(b'\n');
+        self.write(&line).map_err(|error| self.failed(error))?;
+        self.records.push(record);
+        faults::point("the end of a write").map_err(|error| self.failed(error))
+    }
+
+    fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
+        faults::point("the start of a write")?;
+        if self.torn {
+            self.file.set_len(self.whole)?;
+        }
+        self.torn = true;
+        faults::write_all(&mut self.file, line)?;
+        self.file.sync_data()?;
+        self.torn = false;
+        self.whole += line.len() as u64;
+        Ok(())
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        let full = error.kind() == std::io::ErrorKind::StorageFull;
+        let told = Error::new(Kind::Io, format!("the journal {} cannot be written", self.path))
+            .because(error);
+        if full { told.hint("make room on this disk, then run the command again") } else { told }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lab::record::Outcome;
+
+    fn entry(number: usize) -> Entry {
+        match number % 3 {
+            0 => Entry::Intent {
+                step: format!("l1/{number}"),
+                title: "start \"l1\"\n".into(),
+                why: "not there".into(),
+            },
+            1 => Entry::Outcome {
+                step: format!("l1/{}", number - 1),
+                outcome: Outcome::Interrupted,
+                millis: 7,
+            },
+            _ => Entry::Creating {
+                step: None,
+                resource: Resource::File { host: "L0".into(), path: format!("/f{number}").into() },
+            },
+        }
+    }
+
+    fn lab(scratch: &tempfile::TempDir) -> super::super::Lab {
+        let state = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("state");
+        let name = "demo".parse().expect("a name");
+        super::super::Labs::at(state).create(&name, "schema = 1\n").expect("makes a lab")
+    }
+
+    /// The bytes of a journal of `count` records.
+    fn written(count: usize) -> Vec<u8> {
+        (0..count)
+            .flat_map(|number| {
+                let at = Timestamp::UNIX_EPOCH;
+                let record = Record { schema: SCHEMA, at, run: 1, entry: entry(number) };
+                let mut line = serde_json::to_vec(&record).expect("is JSON");
+                line.push(b'\n');
+                line
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_prefix_gives_the_records_that_are_whole_in_it(count in 0_usize..8, cut in 0.0_f64..=1.0) {
+            let bytes = written(count);
+            let cut = (bytes.len() as f64 * cut) as usize;
+            let reading = Reading::of(&bytes[..cut]);
+            let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+            prop_assert_eq!(reading.records.len(), whole);
+            prop_assert!(reading.damaged.is_empty());
+            prop_assert!(reading.whole <= cut as u64);
+        }
+
+        #[test]
+        fn any_torn_last_line_changes_nothing_of_what_was_before(
+            count in 0_usize..6,
+            torn in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let bytes = written(count);
+            let mut longer = bytes.clone();
+            longer.extend(torn.iter().filter(|byte| **byte != b'\n'));
+            let (plain, torn) = (Reading::of(&bytes), Reading::of(&longer));
+            prop_assert_eq!(plain, torn);
+        }
+
+        #[test]
+        fn no_bytes_at_all_make_reading_fail(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let reading = Reading::of(&bytes);
+            prop_assert!(reading.whole <= bytes.len() as u64);
+        }
+
+        #[test]
+        fn garbage_between_two_records_is_told_and_costs_no_other(
+            before in 1_usize..4, after in 1_usize..4, garbage in "[^\n]{1,30}",
+        ) {
+            let mut bytes = written(before);
+            bytes.extend(garbage.as_bytes());
+            bytes.push(b'\n');
+            bytes.extend(written(after));
+            let reading = Reading::of(&bytes);
+            prop_assert_eq!(reading.records.len(), before + after);
+            prop_assert_eq!(reading.damaged, vec![before + 1]);
+        }
+
+        #[test]
+        fn writing_goes_on_after_any_tear(count in 0_usize..5, cut in 0.0_f64..=1.0) {
+            let scratch = tempfile::tempdir().expect("a temporary directory");
+            let lab = lab(&scratch);
+            let bytes = written(count);
+            let cut = (bytes.len() as f64 * cut) as usize;
+            private::write(&lab.journal_path(), &bytes[..cut]).expect("writes");
+            let before = Reading::of(&bytes[..cut]).records;
+            let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
+            journal.append_blocking(entry(2)).expect("appends");
+            let after = lab.read_journal().expect("reads");
+            prop_assert!(after.damaged.is_empty());
+            prop_assert_eq!(&after.records[..before.len()], &before[..]);
+            prop_assert_eq!(&after.records[before.len()].entry, &entry(2));
+            prop_assert_eq!(after.records.len(), before.len() + 1);
+        }
+    }
+
+    #[test]
+    fn runs_are_counted_across_openings() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let lab = lab(&scratch);
+        let start = || Entry::RunStarted {
+            command: vec!["up".into()],
+            version: "0".into(),
+            pid: 1,
+            steps: 0,
+        };
+        for _ in 0..3 {
+            let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
+            journal.append_blocking(start()).expect("appends");
+        }
+        let runs: Vec<u64> =
+            lab.read_journal().expect("reads").records.iter().map(|record| record.run).collect();
+        assert_eq!(runs, [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_nestlab_is_skipped_and_a_newer_format_is_not_written_to() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let lab = lab(&scratch);
+        let line = |schema: u32| {
+            format!(
+                r#"{{"schema":{schema},"at":"2026-01-01T00:00:00Z","run":1,"record":"teleported","to":"l9"}}"#
+            ) + "\n"
+        };
+        private::write(&lab.journal_path(), line(SCHEMA).as_bytes()).expect("writes");
+        let reading = lab.read_journal().expect("reads");
+        assert_eq!(reading.records[0].entry, Entry::Unknown);
+        private::write(&lab.journal_path(), line(SCHEMA + 1).as_bytes()).expect("writes");
+        assert_eq!(lab.read_journal().expect("reads").records.len(), 1);
+        let lock = lab.lock(["test"]).expect("locks");
+        let error = lock.journal().expect_err("is newer");
+        assert!(error.hints()[0].contains("newer nestlab"), "{error:?}");
+    }
+}

@@ -1,0 +1,79 @@
+//! What a step may write into the journal: what it makes, removes and finds.
+
+use std::sync::Arc;
+
+use super::journal::Journal;
+use super::record::Entry;
+use super::resources::Resource;
+use crate::error::{Error, Result};
+use crate::hypervisor::HypervisorKind;
+
+/// The part of the journal that a step writes. What it writes is durable when the method returns.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    journal: Option<Journal>,
+    step: Option<Arc<str>>,
+}
+
+impl Ledger {
+    /// Returns a ledger in which nothing can be written, for those who only look: `plan`, `status`.
+    pub fn closed() -> Self {
+        Ledger { journal: None, step: None }
+    }
+
+    /// Returns the ledger of the step `id`.
+    pub fn of_step(journal: &Journal, id: &str) -> Self {
+        Ledger { journal: Some(journal.clone()), step: Some(id.into()) }
+    }
+
+    /// Records that `resource` is about to exist. To be called before it does; a thing that is
+    /// already recorded is not recorded twice.
+    pub async fn creating(&self, resource: Resource) -> Result<()> {
+        let journal = self.journal()?;
+        if journal.resources().contains(&resource) {
+            return Ok(());
+        }
+        let step = self.step.as_deref().map(str::to_owned);
+        journal.append(Entry::Creating { step, resource }).await
+    }
+
+    /// Records that `resource` is gone. To be called after that was seen.
+    pub async fn removed(&self, resource: Resource) -> Result<()> {
+        self.journal()?.append(Entry::Removed { resource }).await
+    }
+
+    /// Records the settings of a VM that existed before, ahead of the first change. Of several
+    /// records, the first is the one that is restored.
+    pub async fn former(
+        &self,
+        host: &str,
+        hypervisor: HypervisorKind,
+        vm: &str,
+        settings: serde_json::Value,
+    ) -> Result<()> {
+        let (host, vm) = (host.to_owned(), vm.to_owned());
+        self.journal()?.append(Entry::Former { host, hypervisor, vm, settings }).await
+    }
+
+    /// Records that a VM that existed before has its former settings again.
+    pub async fn restored(&self, host: &str, vm: &str) -> Result<()> {
+        self.journal()?.append(Entry::Restored { host: host.to_owned(), vm: vm.to_owned() }).await
+    }
+
+    /// Records the evidence that `guest` is up, and where it is reached from its host.
+    pub async fn ready(&self, guest: &str, evidence: &str, address: Option<String>) -> Result<()> {
+        let (guest, evidence) = (guest.to_owned(), evidence.to_owned());
+        self.journal()?.append(Entry::Ready { guest, evidence, address }).await
+    }
+
+    /// Records that `guest` was stopped.
+    pub async fn stopped(&self, guest: &str) -> Result<()> {
+        self.journal()?.append(Entry::Stopped { guest: guest.to_owned() }).await
+    }
+
+    fn journal(&self) -> Result<&Journal> {
+        self.journal
+            .as_ref()
+            .ok_or_else(|| Error::internal("something was changed while nestlab was only looking"))
+    }
+}

@@ -1,0 +1,167 @@
+//! One nestlab at a time: the lab's lock.
+//!
+//! It is a kernel lock (`flock`) on the file `lock`, held by a living process. One that died, in
+//! whatever way, holds nothing: there is no stale lock to take over and none to remove by hand.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::sync::Arc;
+
+use camino::Utf8Path;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::directory::Lab;
+use super::journal::Journal;
+use super::private;
+use crate::error::{Error, Kind, Result};
+
+/// Who holds a lab's lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// What it was called with.
+    pub command: Vec<String>,
+}
+
+/// The lab's lock, held until the last clone is dropped. Only with it can a lab be written.
+#[derive(Debug, Clone)]
+pub struct LabLock {
+    lab: Lab,
+    _file: Arc<File>,
+}
+
+impl LabLock {
+    /// Returns the lab that is locked.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Opens the lab's journal for writing.
+    pub fn journal(&self) -> Result<Journal> {
+        Journal::open(self)
+    }
+
+    /// Keeps `text` as the recipe that was applied.
+    pub fn keep_recipe(&self, text: &str) -> Result<()> {
+        let path = self.lab.recipe_path();
+        if fs_err::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
+            return Ok(());
+        }
+        private::write(&path, text.as_bytes())
+    }
+}
+
+/// Takes the lock of `lab`.
+pub(super) fn take(lab: &Lab, command: Vec<String>) -> Result<LabLock> {
+    let path = lab.directory().join("lock");
+    loop {
+        let mut file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) if is_only_looked_at(&file)? => continue,
+            Err(TryLockError::WouldBlock) => return Err(busy(lab, read_holder(&mut file))),
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::new(Kind::Io, format!("{path} cannot be locked")).because(error));
+            }
+        }
+        // The lab may have been destroyed between opening and locking: then the file that is locked
+        // is no longer the one at the path.
+        if !is_at(&file, &path)? {
+            if !lab.directory().is_dir() {
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("the lab {} was just destroyed", lab.name()),
+                ));
+            }
+            continue;
+        }
+        let holder = Holder { pid: std::process::id(), since: Timestamp::now(), command };
+        write_holder(&mut file, &holder)?;
+        return Ok(LabLock { lab: lab.clone(), _file: Arc::new(file) });
+    }
+}
+
+/// Returns who holds the lock in `directory`, if anybody does.
+pub(super) fn holder(directory: &Utf8Path) -> Result<Option<Holder>> {
+    let path = directory.join("lock");
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(Error::new(Kind::Io, format!("{path} cannot be opened")).because(error));
+        }
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(read_holder(&mut file)),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Whether nobody holds the lock but those who, in [`holder`], look for a moment.
+fn is_only_looked_at(file: &File) -> Result<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+fn open(path: &Utf8Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(private::FILE_MODE)
+        .open(path)
+        .map_err(|error| Error::new(Kind::Io, format!("{path} cannot be opened")).because(error))
+}
+
+fn is_at(file: &File, path: &Utf8Path) -> Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn write_holder(file: &mut File, holder: &Holder) -> Result<()> {
+    let text = serde_json::to_vec(holder).expect("a holder is plain data");
+    file.rewind()?;
+    file.set_len(0)?;
+    Ok(file.write_all(&text)?)
+}
+
+/// What the holder wrote about itself; nothing, in the instant before it has.
+fn read_holder(file: &mut File) -> Option<Holder> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn busy(lab: &Lab, holder: Option<Holder>) -> Error {
+    let name = lab.name();
+    let Some(holder) = holder else {
+        return Error::new(Kind::Busy, format!("another nestlab works on the lab {name}"));
+    };
+    let command = crate::host::quote::display(&holder.command);
+    Error::new(
+        Kind::Busy,
+        format!(
+            "another nestlab works on the lab {name}: `{command}`, process {}, since {:.0}",
+            holder.pid, holder.since
+        ),
+    )
+    .hint(format!(
+        "wait until it has ended, or end it (kill {}) and run the command again",
+        holder.pid
+    ))
+}
