@@ -36,6 +36,17 @@ pub enum Acceleration {
     Tcg,
 }
 
+/// Whether a guest that asks for it gets hardware virtualization of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nesting {
+    /// It does: a guest was seen to have svm or vmx.
+    Proven,
+    /// The hypervisor says so; only a look inside a guest tells.
+    Claimed,
+    /// It does not, and why, with the remedy where there is one.
+    Absent(String),
+}
+
 /// What a hypervisor on a host is and can do, as found by [`Hypervisor::probe`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
@@ -49,6 +60,11 @@ pub struct Probe {
     pub acceleration: Acceleration,
     /// How long to wait for guests on it.
     pub patience: Patience,
+    /// Whether its guests can run guests themselves.
+    pub nesting: Nesting,
+    /// What the driver found here and needs again when it builds a command line, such as the path of
+    /// a firmware; keys are the driver's own.
+    pub details: BTreeMap<String, String>,
     /// What a user should be told once, such as why it is TCG and not KVM.
     pub notes: Vec<String>,
 }
@@ -186,6 +202,13 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// Returns the file into which the guest's first serial port is written.
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf;
+
+    /// Returns where, on the VM's host, the running guest's first serial port can be talked to; `None`
+    /// where the hypervisor only writes it to [`Hypervisor::serial_log`].
+    async fn console(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<StreamAddress>> {
+        let _ = (host, spec);
+        Ok(None)
+    }
 
     /// Returns the files that help to understand a failure, whether or not they exist yet.
     async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>>;

@@ -65,7 +65,8 @@ pub struct GuestSpec {
     pub subnet: Subnet,
     /// Ports of the guest that its host can reach.
     pub forwards: Vec<Forward>,
-    /// Networks that it shares with other guests of its host, by name.
+    /// Networks that it shares with other guests of its host, by names that no other lab on that host
+    /// uses for its own: `nestlab-demo-lan`.
     pub networks: Vec<String>,
     /// Whether it is started with a window.
     pub gui: bool,
