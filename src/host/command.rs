@@ -101,10 +101,14 @@ impl Command {
         if !self.privileged || host_is_root {
             return self.argv.clone();
         }
+        // env would take a program with an equals sign in its name for a variable.
+        let shell: &[&str] =
+            if self.argv[0].contains('=') { &["sh", "-c", r#"exec "$@""#, "sh"] } else { &[] };
         ["sudo", "-n", "--", "env"]
             .into_iter()
             .map(str::to_owned)
             .chain(self.env.iter().map(|(name, value)| format!("{name}={value}")))
+            .chain(shell.iter().map(|&arg| arg.to_owned()))
             .chain(self.argv.iter().cloned())
             .collect()
     }
@@ -132,6 +136,13 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&super::quote::display(&self.argv))
     }
+}
+
+/// Returns the error that says that `command` was ended because it wrote nothing for `limit`.
+pub(super) fn silent(command: &Command, limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    Error::failed(format!("{} wrote nothing for {seconds:.0} s and was ended", command.argv()[0]))
+        .tried(command.argv().iter().cloned())
 }
 
 /// How a command ended.

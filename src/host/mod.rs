@@ -4,7 +4,9 @@
 //! depth. This module must not know recipes, hypervisors or images.
 
 pub mod command;
+pub mod local;
 pub mod patience;
+mod program;
 pub mod quote;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -17,6 +19,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use command::{Command, Exit, Output, Stdin};
+pub use local::Local;
 pub use patience::Patience;
 
 use crate::error::Result;
