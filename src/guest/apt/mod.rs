@@ -1,0 +1,219 @@
+//! apt in a guest: the commands a user would type, and the patience of one who has seen them fail.
+//!
+//! Each [`Task`] has a check of its own ([`why`]), since apt exits 0 over mirrors that it could not
+//! reach and packages that do nothing.
+
+mod lock;
+mod repair;
+mod run;
+mod space;
+mod status;
+mod task;
+mod trouble;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use task::{Package, Task};
+
+use super::{Site, clock};
+use crate::error::{Error, Result};
+use crate::host::Command;
+use run::Transcript;
+use trouble::Trouble;
+
+/// How often a mirror that does not answer is asked again, besides apt's own retries.
+const MIRROR_ATTEMPTS: u32 = 3;
+
+/// Remembers for which sources the lists were fetched; apt itself leaves no trace of a success.
+const STAMP: &str = "/var/lib/nestlab/apt-sources";
+
+/// Prints the state of the lists: `never`, `changed` or `fetched`.
+const LISTS: &str = r#"
+[ -r "$1" ] || { echo never; exit; }
+now=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | sha256sum)
+if [ "$(cat "$1")" = "$now" ]; then echo fetched; else echo changed; fi
+"#;
+
+/// Writes the stamp that [`LISTS`] reads.
+const STAMP_LISTS: &str = r#"
+set -eu
+mkdir -p "${1%/*}"
+cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | sha256sum >"$1.new"
+mv "$1.new" "$1"
+"#;
+
+/// The setting that lets apt use a Release file past its Valid-Until; signatures are still checked.
+const ACCEPT_STALE: &str = "/etc/apt/apt.conf.d/90nestlab-stale-release";
+
+/// Writes the configuration "$2" to the file "$1".
+const CONFIGURE: &str = r#"set -eu; printf '%s\n' "$2" >"$1.new"; mv "$1.new" "$1""#;
+
+/// Returns why `task` is to be done, or `None` if it is done.
+pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
+    match task {
+        Task::Update => why_update(site).await,
+        Task::FullUpgrade => why_upgrade(site).await,
+        Task::Install { packages, .. } => why_install(site, packages).await,
+    }
+}
+
+/// Does `task`: waits for apt's locks, finishes what was interrupted, retries what is transient, and
+/// holds the result to [`why`].
+///
+/// # Errors
+/// [`Kind::Network`](crate::Kind) for mirrors, `Busy` for a lock whose holder is stuck, `Untrusted`
+/// for an unsigned repository, else `Failed`; with the end of apt's output.
+pub async fn apply(site: Site<'_>, task: &Task) -> Result<()> {
+    if *task == Task::Update {
+        clock::set(site).await?;
+    }
+    lock::wait(site).await?;
+    if repair::needed(site).await?.is_some() {
+        repair::run(site).await?;
+    }
+    if *task != Task::Update {
+        space::check(site, task).await?;
+    }
+    until_done(site, task).await?;
+    if *task == Task::Update {
+        let stamp = Command::new("sh").args(["-c", STAMP_LISTS, "stamp-lists", STAMP]);
+        site.host.check(&stamp.privileged()).await?;
+    }
+    match why(site, task).await? {
+        None => Ok(()),
+        Some(why) => Err(Error::failed(format!("apt-get succeeded, but {why}"))
+            .on(site.host.name())
+            .tried(task.command(site.patience).argv().iter().cloned())),
+    }
+}
+
+/// Lets apt use mirrors whose Release files are past their Valid-Until. Only for images that say so:
+/// it gives up apt's protection against being shown an old state.
+pub async fn accept_stale_release(site: Site<'_>) -> Result<()> {
+    let setting = "Acquire::Check-Valid-Until \"false\";";
+    let write = Command::new("sh").args(["-c", CONFIGURE, "configure", ACCEPT_STALE, setting]);
+    site.host.check(&write.privileged()).await.map(drop)
+}
+
+async fn why_update(site: Site<'_>) -> Result<Option<String>> {
+    let lists = Command::new("sh").args(["-c", LISTS, "lists", STAMP]);
+    let state = site.host.check(&lists).await?.text();
+    Ok(match state.trim() {
+        "fetched" => {
+            let targets = Command::new("apt-get").args(["indextargets", "--format", "$(FILENAME)"]);
+            let empty = site.host.check(&targets).await?.text().trim().is_empty();
+            empty.then(|| "the package lists are gone".to_owned())
+        }
+        "changed" => Some("the package sources changed since the lists were fetched".to_owned()),
+        _ => Some("the package lists were not fetched yet".to_owned()),
+    })
+}
+
+async fn why_upgrade(site: Site<'_>) -> Result<Option<String>> {
+    let simulation = Task::FullUpgrade.simulation();
+    let output = site.host.run(&simulation).await?;
+    if !output.exit.success() {
+        // It refuses to look further when something is half installed; apply repairs that.
+        let text = output.error_text();
+        return match text.lines().find_map(Trouble::of) {
+            Some(Trouble::Interrupted(_) | Trouble::BrokenDependencies(_)) => {
+                Ok(Some("packages are half installed".to_owned()))
+            }
+            _ => Err(output.error(&simulation).on(site.host.name())),
+        };
+    }
+    let text = output.text();
+    let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+    let (upgrades, removals, rest) = (count("Inst "), count("Remv "), count("Conf "));
+    Ok(match (upgrades, removals) {
+        (0, 0) if rest == 0 => None,
+        (0, 0) => Some(format!("{rest} packages to configure")),
+        (_, 0) => Some(format!("{upgrades} packages to install or upgrade")),
+        _ => Some(format!("{upgrades} packages to install or upgrade, {removals} to remove")),
+    })
+}
+
+async fn why_install(site: Site<'_>, packages: &[Package]) -> Result<Option<String>> {
+    let states = states(site, packages.iter().map(Package::name)).await?;
+    let missing: Vec<_> = packages
+        .iter()
+        .filter(|package| states.get(package.name()).map(String::as_str) != Some("installed"))
+        .map(|package| match states.get(package.name()).map(String::as_str) {
+            None | Some("not-installed" | "config-files") => format!("{package} is not installed"),
+            Some(state) => format!("{package} is {state}"),
+        })
+        .collect();
+    Ok((!missing.is_empty()).then(|| missing.join(", ")))
+}
+
+/// Returns dpkg's word for the state of each of `names` that it has ever heard of.
+async fn states(
+    site: Site<'_>,
+    names: impl Iterator<Item = &str>,
+) -> Result<BTreeMap<String, String>> {
+    let mut states = BTreeMap::new();
+    for name in names {
+        // One by one, since a pattern's answer does not tell which name it belongs to.
+        let ask = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}\n", name]);
+        let answer = site.host.run(&ask).await?;
+        if let Some(state) = answer.text().lines().next() {
+            states.insert(name.to_owned(), state.to_owned());
+        }
+    }
+    Ok(states)
+}
+
+/// What was already tried against a trouble; nothing is tried for ever.
+#[derive(Default)]
+struct Tried {
+    mirror: u32,
+    repair: bool,
+    lists: bool,
+    clock: bool,
+}
+
+/// Runs the task's command until it succeeds or nothing more can be done about what it complains of.
+async fn until_done(site: Site<'_>, task: &Task) -> Result<()> {
+    let command = task.command(site.patience);
+    let mut tried = Tried::default();
+    loop {
+        let transcript = run::detached(site, &command).await?;
+        let Some(trouble) = transcript.trouble() else {
+            return if transcript.exit.success() { Ok(()) } else { Err(transcript.error(site)) };
+        };
+        // A warning about one of many lines does not matter once apt has done its work, except for an
+        // update, where apt calls a mirror that it could not reach a warning.
+        if transcript.exit.success() && *task != Task::Update {
+            return Ok(());
+        }
+        if !remedied(site, trouble, &mut tried).await? {
+            return Err(transcript.error(site));
+        }
+    }
+}
+
+/// Does what helps against `trouble`, and returns whether it is worth another try.
+async fn remedied(site: Site<'_>, trouble: &Trouble, tried: &mut Tried) -> Result<bool> {
+    let first = |done: &mut bool| !std::mem::replace(done, true);
+    match trouble {
+        Trouble::Locked(_) => lock::wait(site).await.map(|()| true),
+        Trouble::Interrupted(_) | Trouble::BrokenDependencies(_) if first(&mut tried.repair) => {
+            repair::run(site).await.map(|()| true)
+        }
+        Trouble::NotYetValid(_) if first(&mut tried.clock) => Ok(clock::set(site).await?.is_some()),
+        Trouble::OldLists(_) if first(&mut tried.lists) => {
+            site.feed.doing("fetching the package lists again, since the mirror has changed");
+            let update: Transcript =
+                run::detached(site, &Task::Update.command(site.patience)).await?;
+            if update.exit.success() { Ok(true) } else { Err(update.error(site)) }
+        }
+        Trouble::Mirror(_) if tried.mirror + 1 < MIRROR_ATTEMPTS => {
+            tried.mirror += 1;
+            site.feed.doing("waiting before asking the mirror again");
+            site.pause(Duration::from_secs(1 << (2 * tried.mirror))).await?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}

@@ -1,0 +1,211 @@
+//! Running apt and dpkg: their lines become progress, and what they complain of is kept.
+
+use std::collections::VecDeque;
+
+use super::status::{self, Status};
+use super::trouble::Trouble;
+use crate::error::{Error, Result};
+use crate::event::Feed;
+use crate::guest::Site;
+use crate::host::{Command, Exit, StdStream};
+
+/// How many lines are kept for the error report; it shows the last of them.
+const KEPT: usize = 60;
+
+/// What a run of apt or dpkg said.
+#[derive(Debug)]
+pub(super) struct Transcript {
+    command: Command,
+    /// How it ended.
+    pub(super) exit: Exit,
+    troubles: Vec<Trouble>,
+    tail: VecDeque<String>,
+}
+
+impl Transcript {
+    /// Returns what went wrong, the cause before its consequences.
+    pub(super) fn trouble(&self) -> Option<&Trouble> {
+        self.troubles.iter().min()
+    }
+
+    /// Returns the error that tells it all.
+    pub(super) fn error(&self, site: Site<'_>) -> Error {
+        let program = self.command.argv()[0].as_str();
+        let error = match self.trouble() {
+            Some(trouble) => trouble.error(),
+            None => Error::failed(format!("{program} ended with {}", self.exit)),
+        };
+        let tail = self.tail.iter().map(|line| format!("{line}\n")).collect::<String>();
+        error.on(site.host.name()).tried(self.command.argv().iter().cloned()).tail(tail.as_bytes())
+    }
+}
+
+/// Runs `command` so that a lost connection does not end it, and returns what it said.
+pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transcript> {
+    site.proceed()?;
+    let mut reader = Reader::new(site.feed);
+    let mut lines = Lines::default();
+    let exit = site
+        .host
+        .run_streaming(command, &mut |stream, bytes| {
+            let _: StdStream = stream;
+            lines.push(bytes, &mut |line| reader.line(line));
+        })
+        .await?;
+    Ok(reader.end(command.clone(), exit))
+}
+
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8], on_line: &mut dyn FnMut(&str)) {
+        self.0.extend_from_slice(bytes);
+        while let Some(end) = self.0.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.0.drain(..=end).collect();
+            on_line(&String::from_utf8_lossy(&line[..end]));
+        }
+    }
+}
+
+/// Reads the lines as they come.
+struct Reader<'a> {
+    feed: &'a Feed,
+    total: Option<u64>,
+    done: u64,
+    troubles: Vec<Trouble>,
+    tail: VecDeque<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(feed: &'a Feed) -> Self {
+        Reader { feed, total: None, done: 0, troubles: Vec::new(), tail: VecDeque::new() }
+    }
+
+    /// Takes a line. dpkg separates the states of its progress with carriage returns.
+    fn line(&mut self, line: &str) {
+        for part in line.split('\r').filter(|part| !part.trim().is_empty()) {
+            match Status::parse(part) {
+                Some(status) => self.status(status),
+                None => self.text(part),
+            }
+        }
+    }
+
+    fn status(&mut self, status: Status) {
+        match status {
+            Status::Download { what, percent } => match files(&what) {
+                Some((at, of)) => self.feed.item(at.saturating_sub(1), of, "downloading"),
+                None => self.feed.doing(format!("downloading, {percent:.0} %")),
+            },
+            Status::Package { what, percent, .. } => {
+                if what.starts_with("Installed ") || what.starts_with("Removed ") {
+                    self.done += 1;
+                }
+                let (done, total) = match self.total {
+                    Some(total) => (self.done.min(total), total),
+                    // From a number of percent that is not negative and at most a hundred.
+                    None => (percent.clamp(0.0, 100.0) as u64, 100),
+                };
+                self.feed.item(done, total, crate::event::printable(what_short(&what)));
+            }
+            Status::Failure { package, message } => {
+                self.troubles.push(Trouble::Package(format!("{package}: {message}")));
+                self.text(&format!("{package}: {message}"));
+            }
+        }
+    }
+
+    fn text(&mut self, line: &str) {
+        self.total = status::summary(line).or(self.total);
+        self.troubles.extend(Trouble::of(line));
+        if self.tail.len() == KEPT {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.to_owned());
+        self.feed.line(line);
+    }
+
+    fn end(self, command: Command, exit: Exit) -> Transcript {
+        Transcript { command, exit, troubles: self.troubles, tail: self.tail }
+    }
+}
+
+/// Returns N and M of `Retrieving file N of M`.
+fn files(what: &str) -> Option<(u64, u64)> {
+    let (at, of) = what.strip_prefix("Retrieving file ")?.split_once(" of ")?;
+    Some((at.parse().ok()?, of.split(' ').next()?.parse().ok()?))
+}
+
+/// Returns dpkg's words without the architecture behind them.
+fn what_short(what: &str) -> &str {
+    what.rsplit_once(" (").map_or(what, |(words, _)| words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Progress};
+    use std::sync::{Arc, Mutex};
+
+    /// apt-get -y -o APT::Status-Fd=1 full-upgrade, apt 2.6.1, shortened.
+    const UPGRADE: &str = "\
+Reading package lists...
+dlstatus:1:0.0000:Retrieving file 1 of 2
+2 upgraded, 0 newly installed, 0 to remove and 0 not upgraded.
+dlstatus:2:100.0000:Retrieving file 2 of 2
+(Reading database ... 5%\r(Reading database ... 10%
+pmstatus:nl-one:0.0000:Preparing nl-one (amd64)
+pmstatus:nl-one:60.0000:Configuring nl-one (amd64)
+pmstatus:nl-one:80.0000:Installed nl-one (amd64)
+";
+
+    #[test]
+    fn the_progress_tells_the_package_at_hand_and_how_many_there_are() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = told.clone();
+        let feed = Feed::new(move |event| sink.lock().expect("not poisoned").push(event));
+        let feed = feed.for_step("l1/upgrade");
+        let mut reader = Reader::new(&feed);
+        UPGRADE.lines().for_each(|line| reader.line(line));
+        let items: Vec<_> = told
+            .lock()
+            .expect("not poisoned")
+            .iter()
+            .filter_map(|event| match event {
+                Event::StepProgress { progress: Progress::Items { done, total, item }, .. } => {
+                    Some(format!("{done}/{total} {item}"))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            items,
+            [
+                "0/2 downloading",
+                "1/2 downloading",
+                "0/2 Preparing nl-one",
+                "0/2 Configuring nl-one",
+                "1/2 Installed nl-one",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_failure_keeps_the_lines_around_it_and_not_the_status_lines() {
+        let feed = Feed::silent();
+        let mut reader = Reader::new(&feed);
+        for line in [
+            "Setting up nl-bad (1) ...",
+            "pmstatus:nl-bad:60.0:Configuring nl-bad (amd64)",
+            "pmerror:nl-bad:60.0:installed nl-bad package post-installation script subprocess returned error exit status 3",
+            "E: Sub-process /usr/bin/dpkg returned an error code (1)",
+        ] {
+            reader.line(line);
+        }
+        let transcript = reader.end(Command::new("apt-get"), Exit::Code(100));
+        let Some(Trouble::Package(first)) = transcript.trouble() else { panic!("{transcript:?}") };
+        assert!(first.contains("returned an error"), "{first}");
+        assert_eq!(transcript.tail.len(), 3, "{:?}", transcript.tail);
+    }
+}

@@ -1,0 +1,46 @@
+//! A workbench for the tests of this module: a [`Site`] on any host, and what was told through it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Site;
+use crate::event::{Event, Feed, Progress};
+use crate::host::{Host, Patience};
+
+/// What a site needs besides its host.
+pub(crate) struct Bench {
+    feed: Feed,
+    told: Arc<Mutex<Vec<Event>>>,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Bench {
+    /// Returns a bench whose feed belongs to a step called `test/step`.
+    pub(crate) fn new() -> Self {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = told.clone();
+        let feed = Feed::new(move |event| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        });
+        Bench { feed: feed.for_step("test/step"), told, cancel: CancellationToken::new() }
+    }
+
+    /// Returns the site for work on `host`, as patient as with bare metal.
+    pub(crate) fn site<'a>(&'a self, host: &'a dyn Host) -> Site<'a> {
+        Site { host, patience: Patience::NATIVE, feed: &self.feed, cancel: &self.cancel }
+    }
+
+    /// Returns what was said to be done or waited for, in order.
+    pub(crate) fn doings(&self) -> Vec<String> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter()
+            .filter_map(|event| match event {
+                Event::StepProgress { progress: Progress::Doing { what }, .. } => {
+                    Some(what.clone())
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
