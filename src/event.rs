@@ -70,6 +70,13 @@ pub enum Event {
         /// The failure.
         failure: Failure,
     },
+    /// A step stopped at a safe point because the run is to end; the next run goes on with it.
+    StepInterrupted {
+        /// The step's id.
+        step: String,
+        /// The step in words.
+        title: String,
+    },
     /// Something that the user should know, said once.
     Notice {
         /// How much it matters.

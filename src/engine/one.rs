@@ -1,0 +1,222 @@
+//! One step from the moment its needs are met to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::retry::{self, Retry};
+use super::state::{Signal, State};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Failure, Level, millis};
+use crate::lab::{Entry, Journal, Outcome};
+use crate::plan::{Check, Context, Step};
+
+/// How a step ended.
+pub(super) struct Ended {
+    pub(super) state: State,
+    /// Why it is not as it should be.
+    pub(super) error: Option<Error>,
+}
+
+/// A step on its way through its states.
+pub(super) struct One {
+    step: Arc<dyn Step>,
+    context: Context,
+    journal: Journal,
+    waits: Box<dyn Iterator<Item = Duration> + Send>,
+    retries: usize,
+    state: State,
+    why: String,
+    error: Option<Error>,
+    began: Instant,
+}
+
+impl One {
+    pub(super) fn new(
+        step: Arc<dyn Step>,
+        context: Context,
+        journal: Journal,
+        retry: Retry,
+    ) -> Self {
+        One {
+            step,
+            context,
+            journal,
+            waits: Box::new(retry.waits()),
+            retries: retry.times,
+            state: State::Waiting,
+            why: String::new(),
+            error: None,
+            began: Instant::now(),
+        }
+    }
+
+    /// Takes the step to its end, and tells of it.
+    pub(super) async fn run(mut self) -> Ended {
+        let mut signal = Signal::NeedsMet;
+        let mut intended = false;
+        loop {
+            self.state = match self.state.after(signal) {
+                Ok(state) => state,
+                Err(illegal) => {
+                    self.error = Some(illegal);
+                    State::Failed
+                }
+            };
+            intended |= self.state == State::Applying;
+            signal = match self.state {
+                State::Checking => self.look(Entry::Satisfied { step: self.id() }).await,
+                State::Intending => self.intend().await,
+                State::Applying => self.apply().await,
+                State::Verifying => {
+                    let (step, millis) = (self.id(), self.elapsed());
+                    self.look(Entry::Outcome { step, outcome: Outcome::Done, millis }).await
+                }
+                State::Waiting
+                | State::Right
+                | State::Changed
+                | State::Failed
+                | State::Stuck
+                | State::Interrupted
+                | State::Skipped => return self.end(intended).await,
+            };
+        }
+    }
+
+    fn id(&self) -> String {
+        self.step.id().to_string()
+    }
+
+    fn elapsed(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
+
+    /// Looks at the world, and keeps `if_right` in the journal if it is as it should be.
+    async fn look(&mut self, if_right: Entry) -> Signal {
+        // A check changes nothing, so it may be dropped anywhere.
+        match self.context.or_cancelled(self.step.check(&self.context)).await {
+            Ok(Check::Satisfied) => {
+                let kept = self.journal.append(if_right).await;
+                self.or_problem(kept, Signal::FoundRight).await
+            }
+            Ok(Check::Needed(why) | Check::Unknown(why)) => {
+                if self.state == State::Verifying {
+                    self.error = Some(still_wrong(&*self.step, &why));
+                }
+                self.why = why;
+                Signal::FoundNeeded
+            }
+            Err(error) => self.problem(error).await,
+        }
+    }
+
+    async fn intend(&mut self) -> Signal {
+        let (step, title, why) = (self.id(), self.step.title(), self.why.clone());
+        self.began = Instant::now();
+        let entry = Entry::Intent { step: step.clone(), title: title.clone(), why: why.clone() };
+        let kept = self.journal.append(entry).await;
+        if kept.is_ok() {
+            self.context.feed.send(Event::StepStarted { step, title, why });
+        }
+        self.or_problem(kept, Signal::IntentKept).await
+    }
+
+    async fn apply(&mut self) -> Signal {
+        let applied = match self.context.proceed() {
+            Ok(()) => self.step.apply(&self.context).await,
+            Err(stopped) => Err(stopped),
+        };
+        self.or_problem(applied, Signal::Applied).await
+    }
+
+    async fn or_problem(&mut self, result: Result<()>, signal: Signal) -> Signal {
+        match result {
+            Ok(()) => signal,
+            Err(error) => self.problem(error).await,
+        }
+    }
+
+    /// Says what a failure means for the step. Waits, if it may pass by itself.
+    async fn problem(&mut self, error: Error) -> Signal {
+        let stopping = self.context.cancel.is_cancelled();
+        let signal = match error.kind() {
+            Kind::Interrupted if stopping => Signal::Stopped,
+            Kind::Stuck if self.state != State::Intending => Signal::Stuck,
+            _ if retry::is_transient(&error) && !stopping => match self.waits.next() {
+                Some(wait) => return self.wait_for_another_try(error, wait).await,
+                None => Signal::Failed,
+            },
+            _ => Signal::Failed,
+        };
+        self.error = Some(error);
+        signal
+    }
+
+    async fn wait_for_another_try(&mut self, error: Error, wait: Duration) -> Signal {
+        let text = format!(
+            "{}: {}; trying again in {:.0?} (at most {} times)",
+            self.step.title(),
+            error.message(),
+            wait,
+            self.retries,
+        );
+        self.context.feed.notice(Level::Warning, text);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Signal::Again,
+            () = self.context.cancel.cancelled() => {
+                self.error = self.context.proceed().err();
+                Signal::Stopped
+            }
+        }
+    }
+
+    /// Writes the outcome, if an intent was written and no outcome yet, and tells of the end.
+    async fn end(mut self, intended: bool) -> Ended {
+        let (step, title) = (self.id(), self.step.title());
+        let mut error = self.error.take().map(|error| error.in_step(&step));
+        if self.state == State::Stuck {
+            error = error.map(with_a_way_out);
+        }
+        let failure = error.as_ref().map(Failure::from);
+        let outcome = match (self.state, failure.clone()) {
+            (State::Failed, Some(failure)) => Some(Outcome::Failed { failure }),
+            (State::Stuck, Some(failure)) => Some(Outcome::Stuck { failure }),
+            (State::Interrupted, _) => Some(Outcome::Interrupted),
+            _ => None,
+        };
+        if let Some(outcome) = outcome.filter(|_| intended) {
+            let entry = Entry::Outcome { step: step.clone(), outcome, millis: self.elapsed() };
+            // Without it, the next run finds an intent that never ended, and checks: the same.
+            if let Err(unwritten) = self.journal.append(entry).await {
+                self.context.feed.notice(Level::Warning, unwritten.to_string());
+            }
+        }
+        let event = match (self.state, failure) {
+            (State::Right, _) => Some(Event::StepSatisfied { step, title }),
+            (State::Changed, _) => Some(Event::StepDone { step, title, millis: self.elapsed() }),
+            (State::Failed | State::Stuck, Some(failure)) => {
+                Some(Event::StepFailed { step, title, failure })
+            }
+            (State::Interrupted, _) if intended => Some(Event::StepInterrupted { step, title }),
+            _ => None,
+        };
+        event.into_iter().for_each(|event| self.context.feed.send(event));
+        Ended { state: self.state, error }
+    }
+}
+
+fn still_wrong(step: &dyn Step, why: &str) -> Error {
+    Error::failed(format!(
+        "`{}` ended without an error, but it is still not as wanted: {why}",
+        step.title()
+    ))
+    .hint("nestlab logs shows what its commands said")
+}
+
+/// A stuck step always says how to get out.
+fn with_a_way_out(error: Error) -> Error {
+    if error.hints().is_empty() {
+        error.hint("nestlab destroy removes what the lab made; nestlab up then builds it again")
+    } else {
+        error
+    }
+}

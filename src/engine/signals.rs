@@ -1,0 +1,138 @@
+//! Ctrl-C, SIGTERM and a closed terminal.
+//!
+//! The first SIGINT or SIGTERM ends the run at the next safe point, the second ends nestlab at once;
+//! the journal is consistent either way. A closed terminal (SIGHUP) ends nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Kind, Result};
+use crate::event::{Event, Feed, Level};
+
+/// The steps that run now, from the events.
+#[derive(Debug, Clone, Default)]
+pub struct Running(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Running {
+    /// Returns a feed that passes everything on to `feed` and notes here what runs.
+    pub fn watch(&self, feed: Feed) -> Feed {
+        let running = self.clone();
+        Feed::new(move |event| {
+            running.note(&event);
+            feed.send(event);
+        })
+    }
+
+    fn note(&self, event: &Event) {
+        let mut titles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::StepStarted { step, title, .. } => {
+                titles.insert(step.clone(), title.clone());
+            }
+            Event::StepDone { step, .. }
+            | Event::StepFailed { step, .. }
+            | Event::StepInterrupted { step, .. } => {
+                titles.remove(step);
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the titles of the steps that run.
+    pub fn titles(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// Listens for signals until it is dropped.
+#[derive(Debug)]
+pub struct Signals {
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Signals {
+    /// Begins to listen. `running` says what is being finished; `leave` is called before nestlab ends
+    /// at once, and when the terminal is gone: it puts the terminal in order, or leaves it alone.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if the kernel refuses.
+    pub fn listen(
+        feed: Feed,
+        running: Running,
+        leave: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let cancel = CancellationToken::new();
+        let ends = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let hangup = signal(SignalKind::hangup())?;
+        let task = tokio::spawn(attend(ends, hangup, cancel.clone(), feed, running, leave));
+        Ok(Signals { cancel, task })
+    }
+
+    /// Returns the token that fires at the first signal to end.
+    pub fn cancel(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn attend(
+    (mut interrupt, mut terminate): (Signal, Signal),
+    mut hangup: Signal,
+    cancel: CancellationToken,
+    feed: Feed,
+    running: Running,
+    leave: impl Fn() + Send + Sync,
+) {
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {
+                leave();
+                feed.notice(Level::Info, "the terminal is gone; the run goes on, and its log with it");
+                continue;
+            }
+        }
+        if cancel.is_cancelled() {
+            leave();
+            std::process::exit(i32::from(Kind::Interrupted.exit_code()));
+        }
+        cancel.cancel();
+        feed.notice(Level::Warning, stopping(&running.titles()));
+    }
+}
+
+fn stopping(titles: &[String]) -> String {
+    let what = match titles {
+        [] => String::new(),
+        titles => format!(" of: {}", titles.join(", ")),
+    };
+    format!("stopping at the next safe point{what}. Ctrl-C again ends nestlab at once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_being_finished_is_named() {
+        let running = Running::default();
+        let feed = running.watch(Feed::silent());
+        for (step, title) in [("l1/start", "start l1"), ("image/a", "fetch a")] {
+            let (step, title) = (step.to_owned(), title.to_owned());
+            feed.send(Event::StepStarted { step, title, why: String::new() });
+        }
+        assert!(stopping(&running.titles()).contains("of: fetch a, start l1."));
+        feed.send(Event::StepDone { step: "image/a".into(), title: String::new(), millis: 1 });
+        assert_eq!(running.titles(), ["start l1"]);
+    }
+}

@@ -1,0 +1,112 @@
+use super::*;
+use crate::engine::{Remover, remove_all};
+use crate::error::{Error, Kind};
+use crate::hypervisor::HypervisorKind;
+use crate::lab::{Entry, Resource};
+
+fn vm(host: &str, guest: &str) -> Resource {
+    Resource::Vm {
+        host: host.into(),
+        guest: guest.into(),
+        hypervisor: HypervisorKind::Qemu,
+        vm: format!("nestlab-demo-{guest}"),
+        directory: format!("/labs/{guest}").into(),
+    }
+}
+
+fn file(host: &str, path: &str) -> Resource {
+    Resource::File { host: host.into(), path: path.into() }
+}
+
+/// Removes everything but what is on a host that does not answer.
+struct Reaches {
+    not: &'static str,
+    seen: Mutex<Vec<Resource>>,
+}
+
+#[async_trait]
+impl Remover for Reaches {
+    async fn remove(&self, resource: &Resource, _feed: &Feed) -> Result<()> {
+        self.seen.lock().expect("unpoisoned").push(resource.clone());
+        if resource.host() == self.not {
+            return Err(Error::new(Kind::Unreachable, "does not answer").on(self.not));
+        }
+        Ok(())
+    }
+}
+
+async fn made(bench: &Bench, resources: &[Resource]) -> Journal {
+    let journal = bench.journal();
+    for resource in resources {
+        let entry = Entry::Creating { step: None, resource: resource.clone() };
+        journal.append(entry).await.expect("writes");
+    }
+    journal
+}
+
+#[tokio::test]
+async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
+    let bench = Bench::new();
+    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2")];
+    let journal = made(&bench, &resources).await;
+    let remover = Reaches { not: "nowhere", seen: Mutex::default() };
+    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    let mut expected = resources.to_vec();
+    expected.reverse();
+    assert_eq!(removal.into_result().expect("all is gone"), expected);
+    assert_eq!(*remover.seen.lock().expect("unpoisoned"), expected);
+    assert!(bench.lab.resources().expect("reads").is_empty());
+}
+
+#[tokio::test]
+async fn what_was_on_a_guest_that_does_not_answer_is_gone_with_the_guest() {
+    let bench = Bench::new();
+    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2"), file("l2", "/x")];
+    let journal = made(&bench, &resources).await;
+    let remover = Reaches { not: "l1", seen: Mutex::default() };
+    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    assert!(removal.left.is_empty(), "{:?}", removal.left);
+    assert!(bench.lab.resources().expect("reads").is_empty());
+}
+
+#[tokio::test]
+async fn what_could_not_be_reached_is_named_and_stays_recorded() {
+    let bench = Bench::new();
+    let resources = [file("L0", "/seed.img"), file("adopted", "/image.ova")];
+    let journal = made(&bench, &resources).await;
+    let remover = Reaches { not: "adopted", seen: Mutex::default() };
+    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    assert_eq!(removal.removed, [file("L0", "/seed.img")]);
+    let error = removal.into_result().expect_err("one is left");
+    assert_eq!(error.kind(), Kind::Stuck);
+    assert!(error.message().contains("file /image.ova on adopted"), "{error:?}");
+    assert_eq!(bench.lab.resources().expect("reads"), [file("adopted", "/image.ova")]);
+    let lock = journal.lock().clone();
+    assert!(
+        bench.lab.clone().remove(lock).is_err(),
+        "a lab that still has things is not forgotten"
+    );
+}
+
+#[tokio::test]
+async fn an_interrupted_removal_goes_on_where_it_was() {
+    let bench = Bench::new();
+    let journal = made(&bench, &[file("L0", "/a"), file("L0", "/b")]).await;
+    let cancel = CancellationToken::new();
+    let user = cancel.clone();
+    let feed = Feed::new(move |event| {
+        if matches!(event, Event::StepDone { .. }) {
+            user.cancel();
+        }
+    });
+    let remover = Reaches { not: "nowhere", seen: Mutex::default() };
+    let first = remove_all(&journal, &remover, &feed, &cancel).await;
+    assert_eq!(first.removed, [file("L0", "/b")]);
+    assert_eq!(first.into_result().expect_err("is not through").kind(), Kind::Interrupted);
+    let second = remove_all(&journal, &remover, &feed, &CancellationToken::new()).await;
+    assert_eq!(second.into_result().expect("goes on"), [file("L0", "/a")]);
+    let lock = journal.lock().clone();
+    drop(journal);
+    bench.lab.clone().remove(lock).expect("nothing is left");
+    assert!(!bench.lab.directory().exists());
+}
