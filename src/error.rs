@@ -71,8 +71,33 @@ struct Inner {
     host: Option<String>,
     command: Option<Vec<String>>,
     tail: Option<String>,
+    problems: Vec<Problem>,
     hints: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Something wrong at one place of a file that the user wrote, told as a compiler tells it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Problem {
+    /// The file, as the user named it.
+    pub file: String,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The column in characters, counted from 1.
+    pub column: usize,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// The line itself with the place underlined; safe for a terminal.
+    pub excerpt: String,
+    /// What to write instead, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub help: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+    }
 }
 
 /// How much of a command's output an error keeps: the last lines are the ones that matter.
@@ -88,6 +113,7 @@ impl Error {
             host: None,
             command: None,
             tail: None,
+            problems: Vec::new(),
             hints: Vec::new(),
             source: None,
         }))
@@ -134,6 +160,19 @@ impl Error {
             self.0.tail = Some(kept.join("\n"));
         }
         self
+    }
+
+    /// Returns a [`Kind::Recipe`] error that points at each of `problems`, of which there is one at
+    /// least, in one file.
+    pub fn problems_in_file(problems: Vec<Problem>) -> Self {
+        let message = match problems.as_slice() {
+            [only] => only.to_string(),
+            [first, ..] => format!("{} has {} problems", first.file, problems.len()),
+            [] => "a file was refused for no reason".to_owned(),
+        };
+        let mut error = Error::new(Kind::Recipe, message);
+        error.0.problems = problems;
+        error
     }
 
     /// Adds what the user can do about it.
@@ -194,6 +233,11 @@ impl Error {
         self.0.tail.as_deref()
     }
 
+    /// Returns the places of a file that are wrong.
+    pub fn problems(&self) -> &[Problem] {
+        &self.0.problems
+    }
+
     /// Returns the hints, first the most useful.
     pub fn hints(&self) -> &[String] {
         &self.0.hints
@@ -235,6 +279,15 @@ impl Error {
             let _ = write!(out, "\n  output:");
             for line in tail.lines() {
                 let _ = write!(out, "\n    | {line}");
+            }
+        }
+        for problem in self.problems() {
+            if self.problems().len() > 1 {
+                let _ = write!(out, "\n\n{problem}");
+            }
+            let _ = write!(out, "\n{}", problem.excerpt);
+            if let Some(help) = &problem.help {
+                let _ = write!(out, "\n  = {help}");
             }
         }
         for hint in self.hints() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Kind;
+use crate::error::{Kind, Problem};
 
 /// Something that happened. Serialized, it is one line of `up --json`; fields are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -153,6 +153,9 @@ pub struct Failure {
     /// The end of the output.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub output: Option<String>,
+    /// The places of a recipe or manifest that are wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub problems: Vec<Problem>,
     /// What can be done about it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hints: Vec<String>,
@@ -166,6 +169,7 @@ impl From<&crate::Error> for Failure {
             host: error.host().map(str::to_owned),
             command: error.command().map(<[String]>::to_vec),
             output: error.output_tail().map(str::to_owned),
+            problems: error.problems().to_vec(),
             hints: error.hints().to_vec(),
         }
     }

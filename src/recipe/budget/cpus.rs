@@ -1,0 +1,62 @@
+//! CPUs: a guest has at most one fewer than its host, never under one. An outermost guest gets all of
+//! them; a deeper one starts with one.
+
+use super::{Derived, Limit, Work};
+use crate::recipe::units::Cpus;
+
+pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Cpus>> {
+    let mut derived: Vec<Derived<Cpus>> = Vec::new();
+    for guest in work.recipe.guests() {
+        let parent = work.parent_index(guest);
+        let (most, of, limit) = match parent {
+            None => {
+                let cores = work.host.cores;
+                (
+                    cores.one_fewer(),
+                    format!("L0's {}", counted(cores, "physical core")),
+                    Limit::Host,
+                )
+            }
+            Some(index) => {
+                let cpus = &derived[index];
+                let name = &work.recipe.guests()[index].name.value;
+                // What L1 has by derivation is L0's doing; every other number stands in the recipe.
+                let outermost = work.recipe.guests()[index].level == 1;
+                let limit = if outermost && !cpus.given { Limit::Host } else { Limit::Recipe };
+                (cpus.value.one_fewer(), format!("{name}'s {}", counted(cpus.value, "CPU")), limit)
+            }
+        };
+        let cpus = match &guest.cpus {
+            Some(given) => {
+                if given.value > most && !guest.overcommit {
+                    let wanted = counted(given.value, "CPU");
+                    let message = format!(
+                        "{} is to have {wanted}, and one fewer than {of} is {most}",
+                        guest.name.value
+                    );
+                    let help = format!("write `cpus = {most}`, or add `overcommit = true`");
+                    work.refuse(given.span(), limit, message, help);
+                }
+                Derived::given(given.value)
+            }
+            None if parent.is_none() => Derived::because(most, format!("one fewer than {of}")),
+            None => Derived::because(Cpus::ONE, start(work.image(guest).cpus)),
+        };
+        derived.push(cpus);
+    }
+    derived
+}
+
+/// Why a deeper guest has one CPU, with what its image would have had.
+fn start(image: Option<Cpus>) -> String {
+    match image {
+        Some(cpus) if cpus > Cpus::ONE => {
+            format!("a deeper guest starts with 1; its image comes with {cpus}")
+        }
+        _ => "a deeper guest starts with 1".to_owned(),
+    }
+}
+
+fn counted(count: Cpus, what: &str) -> String {
+    if count == Cpus::ONE { format!("1 {what}") } else { format!("{count} {what}s") }
+}

@@ -1,0 +1,124 @@
+//! Memory: the guests of one host fit into it together, beside its own system. What is left out comes
+//! from the inside out: a guest with guests gets what they need and a reserve.
+
+use super::{Derived, Limit, Work};
+use crate::recipe::tree::Guest;
+use crate::recipe::units::Mebibytes;
+
+/// What a guest gets of whose image nothing is known.
+const UNKNOWN_IMAGE: Mebibytes = Mebibytes::gib(1);
+
+/// What a guest with guests has at least, where its image says nothing: building VirtualBox's kernel
+/// modules with less ends in the out-of-memory killer.
+const HOST_LEAST: Mebibytes = Mebibytes::gib(2);
+
+/// Derived amounts are multiples of this many MiB.
+const GRAIN: u64 = 256;
+
+/// Returns how much of a host's memory its own system keeps: an eighth, at least 512 MiB, which a
+/// Debian without a desktop and the VMs' own overhead take, and at most 2 GiB.
+pub fn reserve(total: Mebibytes) -> Mebibytes {
+    mebibytes((total.get() / 8).clamp(512, 2048))
+}
+
+pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Mebibytes>> {
+    let guests = work.recipe.guests();
+    let mut memory: Vec<Option<Derived<Mebibytes>>> = vec![None; guests.len()];
+    // Guests stand after their parents: from the end on, all children of a guest are known.
+    for (index, guest) in guests.iter().enumerate().rev() {
+        let children = work.children(Some(&guest.name.value));
+        let inside: u64 = children
+            .iter()
+            .filter_map(|&child| memory[child].as_ref())
+            .map(|m| m.value.get())
+            .sum();
+        memory[index] = Some(match &guest.memory {
+            Some(given) => Derived::given(given.value),
+            None => of_guest(work, guest, inside),
+        });
+    }
+    let memory: Vec<Derived<Mebibytes>> = memory.into_iter().flatten().collect();
+    check(work, None, work.host.memory, &memory);
+    for (guest, amount) in guests.iter().zip(&memory) {
+        check(work, Some(guest), amount.value, &memory);
+    }
+    memory
+}
+
+/// Returns the memory of a guest that the recipe gives none, whose own guests need `inside` MiB.
+fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
+    let image = work.image(guest).memory;
+    if guest.hypervisor.is_none() {
+        return match image {
+            Some(memory) => Derived::because(memory, "its image wants this much"),
+            None => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
+        };
+    }
+    let least = image.unwrap_or(HOST_LEAST);
+    let fits = with_reserve(inside);
+    if inside == 0 || least.get() >= fits {
+        return Derived::because(least, "enough for it and its guests");
+    }
+    let why = format!("its guests need {}, the rest is for itself", mebibytes(inside));
+    Derived::because(mebibytes(fits), why)
+}
+
+/// Returns the least total, a multiple of [`GRAIN`], that leaves `inside` MiB beside its reserve.
+fn with_reserve(inside: u64) -> u64 {
+    // With r = inside/7 rounded up, an eighth of inside + r is at most r.
+    let total = inside.saturating_add(inside.div_ceil(7).clamp(512, 2048));
+    total.div_ceil(GRAIN).saturating_mul(GRAIN)
+}
+
+/// Checks that the guests of `parent` (`None`: L0), which has `total`, fit into it.
+fn check(
+    work: &mut Work<'_>,
+    parent: Option<&Guest>,
+    total: Mebibytes,
+    memory: &[Derived<Mebibytes>],
+) {
+    let children = work.children(parent.map(|guest| &guest.name.value));
+    let wanted: u64 = children.iter().map(|&child| memory[child].value.get()).sum();
+    let kept = reserve(total);
+    let left = total.get().saturating_sub(kept.get());
+    if wanted <= left {
+        return;
+    }
+    let (name, limit) = match parent {
+        None => ("L0", Limit::Host),
+        Some(guest) => (guest.name.as_str(), Limit::Recipe),
+    };
+    let guests = work.recipe.guests();
+    let who = match children.as_slice() {
+        [only] => format!("{} is", guests[*only].name.value),
+        _ => format!("the {} guests of {name} are together", children.len()),
+    };
+    let message = format!(
+        "{who} to have {}, and {name} has {total}, of which {kept} are for its own system",
+        mebibytes(wanted),
+    );
+    let help = match parent {
+        None => format!("at most {} can be given away here", shown(left)),
+        Some(_) => format!(
+            "give {name} at least `memory = \"{}\"`, or its guests at most {}",
+            mebibytes(with_reserve(wanted)),
+            shown(left),
+        ),
+    };
+    // The largest amount that the recipe gives is the one to lower; without one, the first guest.
+    let place = children
+        .iter()
+        .filter_map(|&child| guests[child].memory.as_ref())
+        .max_by_key(|at| at.value)
+        .map_or_else(|| guests[children[0]].name.span(), |at| at.span());
+    work.refuse(place, limit, message, help);
+}
+
+fn shown(mib: u64) -> String {
+    Mebibytes::new(mib).map_or_else(|| "nothing".to_owned(), |amount| amount.to_string())
+}
+
+/// Returns `mib` MiB, brought into what an amount can hold.
+fn mebibytes(mib: u64) -> Mebibytes {
+    Mebibytes::new(mib.clamp(1, u64::MAX >> 20)).expect("the amount was brought into range")
+}

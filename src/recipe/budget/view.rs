@@ -1,0 +1,101 @@
+//! A guest with all its values, as `--json` answers show it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Budget, Derived, GuestBudget};
+use crate::recipe::tree::{GuestSource, Recipe};
+
+/// One of `guests` in the JSON answers of `plan` and `check`; fields are only ever added.
+#[derive(Debug, Clone, Serialize)]
+pub struct GuestView {
+    /// Its name.
+    pub name: String,
+    /// Its level.
+    pub level: u32,
+    /// The guest that runs it, or `L0`.
+    pub parent: String,
+    /// What runs it.
+    pub runs_on: String,
+    /// What it runs for its own guests.
+    pub hypervisor: Option<String>,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// The disk's size in MiB; `null`: the image's own.
+    pub disk_mib: Option<u64>,
+    /// The image, if it is made from one.
+    pub image: Option<String>,
+    /// The existing VM, if it is one.
+    pub vm: Option<String>,
+    /// Its NAT network.
+    pub subnet: String,
+    /// Networks that it shares with guests beside it.
+    pub networks: Vec<String>,
+    /// The Host Key of the VirtualBox inside.
+    pub host_key: Option<String>,
+    /// How it starts; `null`: an existing VM's.
+    pub firmware: Option<String>,
+    /// By which evidence it counts as up.
+    pub ready: String,
+    /// Whether it gets nested hardware virtualization.
+    pub nested: bool,
+    /// Why each value that the recipe leaves out is what it is, by field.
+    pub derived: BTreeMap<&'static str, String>,
+}
+
+impl Budget {
+    /// Returns every guest with all its values, in the recipe's order.
+    pub fn view(&self, recipe: &Recipe) -> Vec<GuestView> {
+        let guests = recipe.guests().iter().zip(&self.guests);
+        guests
+            .map(|(guest, budget)| {
+                let (image, vm) = match &guest.source {
+                    GuestSource::Image(image) => (Some(image.to_string()), None),
+                    GuestSource::Existing { vm, .. } => (None, Some(vm.to_string())),
+                };
+                GuestView {
+                    name: budget.name.to_string(),
+                    level: budget.level,
+                    parent: guest.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
+                    runs_on: budget.runs_on.to_string(),
+                    hypervisor: budget.hypervisor.map(|hypervisor| hypervisor.to_string()),
+                    cpus: budget.cpus.value.get(),
+                    memory_mib: budget.memory.value.get(),
+                    disk_mib: budget.disk.value.map(|disk| disk.get()),
+                    image,
+                    vm,
+                    subnet: budget.subnet.value.to_string(),
+                    networks: guest.networks.iter().map(ToString::to_string).collect(),
+                    host_key: budget.host_key.as_ref().map(|key| key.value.to_string()),
+                    firmware: budget.firmware.value.map(|firmware| firmware.to_string()),
+                    ready: budget.ready.value.to_string(),
+                    nested: budget.nested.value,
+                    derived: whys(budget),
+                }
+            })
+            .collect()
+    }
+}
+
+/// Returns why each derived value is what it is, by the field's name in [`GuestView`].
+fn whys(budget: &GuestBudget) -> BTreeMap<&'static str, String> {
+    fn why<T>(derived: &Derived<T>) -> Option<String> {
+        (!derived.given).then(|| derived.why.clone())
+    }
+    [
+        ("cpus", why(&budget.cpus)),
+        ("memory_mib", why(&budget.memory)),
+        ("disk_mib", why(&budget.disk)),
+        ("subnet", why(&budget.subnet)),
+        ("host_key", budget.host_key.as_ref().and_then(why)),
+        ("firmware", why(&budget.firmware)),
+        ("ready", why(&budget.ready)),
+        ("nested", why(&budget.nested)),
+    ]
+    .into_iter()
+    .filter_map(|(field, why)| Some((field, why?)))
+    .collect()
+}
