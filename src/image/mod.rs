@@ -5,3 +5,13 @@
 //! hypervisor. This module must not know hypervisors, labs or levels.
 
 pub mod build;
+pub mod digest;
+pub mod format;
+pub mod manifest;
+pub mod proof;
+pub mod store;
+
+pub use digest::{Fingerprint, Sha256, Sha512};
+pub use format::{Compression, ImageFormat};
+pub use manifest::Manifest;
+pub use store::{Built, Store, VerifiedImage};

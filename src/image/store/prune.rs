@@ -1,0 +1,138 @@
+//! Taking away what nobody needs.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::record::Content;
+use super::{Store, record};
+use crate::error::Result;
+use crate::image::digest::Sha256;
+
+/// How much to take away. The memory of the newest signatures always stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// What is superseded: images that are not the newest of any name, failed downloads, left-overs.
+    Superseded,
+    /// Every image that no lab needs.
+    Unused,
+}
+
+/// What was taken away, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    /// The folder.
+    pub path: Utf8PathBuf,
+    /// Why nobody needs it.
+    pub why: &'static str,
+    /// How many bytes of disk it takes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Takes away what `how` says, except what a lab holds or a running download uses; with
+    /// `dry_run` it only tells.
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::Kind) if something cannot be removed.
+    pub fn prune(&self, how: Prune, dry_run: bool) -> Result<Vec<Pruned>> {
+        let _lock = self.lock()?;
+        let mut pruned = Vec::new();
+        let newest = self.newest_of_each_name()?;
+        for (digest, folder) in self.content_folders()? {
+            if let Some(why) = unneeded(&folder, &digest, how, &newest) {
+                pruned.push(taken(folder, why)?);
+            }
+        }
+        for (folder, why) in self.leftovers()? {
+            pruned.push(taken(folder, why)?);
+        }
+        if !dry_run {
+            for one in &pruned {
+                fs_err::remove_dir_all(&one.path)?;
+            }
+            self.forget_missing()?;
+        }
+        Ok(pruned)
+    }
+
+    fn newest_of_each_name(&self) -> Result<BTreeSet<Sha256>> {
+        let mut newest = BTreeSet::new();
+        for name in self.all_names()? {
+            newest.extend(self.known(&name)?.entries.last().map(|entry| entry.sha256));
+        }
+        Ok(newest)
+    }
+
+    /// Failed downloads, unfinished ones that nobody works on, and folders of interrupted moves.
+    fn leftovers(&self) -> Result<Vec<(Utf8PathBuf, &'static str)>> {
+        let mut found = Vec::new();
+        for folder in self.quarantined().read_dir_utf8()? {
+            found.push((folder?.into_path(), "its proofs did not hold"));
+        }
+        for folder in self.partial().read_dir_utf8()? {
+            let folder = folder?.into_path();
+            let busy = File::open(folder.join("lock")).is_ok_and(|file| file.try_lock().is_err());
+            if !busy {
+                found.push((folder, "an unfinished download"));
+            }
+        }
+        for folder in self.root.read_dir_utf8()? {
+            let folder = folder?;
+            if folder.file_name().starts_with("incoming-") {
+                found.push((folder.into_path(), "an interrupted move"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Drops the entries whose images are gone; the newest signature of a name stays.
+    fn forget_missing(&self) -> Result<()> {
+        for name in self.all_names()? {
+            let mut known = self.known(&name)?;
+            let before = known.entries.len();
+            known.entries.retain(|entry| self.folder(&entry.sha256).exists());
+            if known.entries.len() != before {
+                record::write(&self.note(&name), &known)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unneeded(
+    folder: &Utf8Path,
+    digest: &Sha256,
+    how: Prune,
+    newest: &BTreeSet<Sha256>,
+) -> Option<&'static str> {
+    if !folder.join(Content::FILE).is_file() {
+        return Some("an interrupted move");
+    }
+    let held = folder.join("users").read_dir_utf8().is_ok_and(|mut users| users.next().is_some());
+    match how {
+        _ if held => None,
+        Prune::Unused => Some("no lab needs it"),
+        Prune::Superseded if newest.contains(digest) => None,
+        Prune::Superseded => Some("a newer one has taken its place"),
+    }
+}
+
+fn taken(path: Utf8PathBuf, why: &'static str) -> Result<Pruned> {
+    let bytes = disk_usage(&path)?;
+    Ok(Pruned { path, why, bytes })
+}
+
+/// Returns how many bytes of disk `path` takes, holes not counted.
+fn disk_usage(path: &Utf8Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = fs_err::symlink_metadata(path)?;
+    let mut bytes = meta.blocks() * 512;
+    if meta.is_dir() {
+        for inner in path.read_dir_utf8()? {
+            bytes += disk_usage(inner?.path())?;
+        }
+    }
+    Ok(bytes)
+}
