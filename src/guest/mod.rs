@@ -9,6 +9,11 @@ pub mod apt;
 #[cfg(test)]
 mod bench;
 pub mod clock;
+pub mod hypervisor;
+pub mod kernel;
+pub mod proof;
+pub mod readiness;
+pub mod reboot;
 mod vigil;
 
 use std::time::Duration;
@@ -41,8 +46,13 @@ impl Site<'_> {
         if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }
     }
 
-    /// Waits until it is time to look again, or returns a [`Kind::Interrupted`] error as soon as the
-    /// work is to end.
+    /// Waits until it is time to look again at what is waited for: soon, but not so often that looking
+    /// slows an emulated guest down.
+    async fn look_again(&self) -> Result<()> {
+        self.pause(self.patience.limit(LOOK_AGAIN).min(LOOK_AGAIN_AT_MOST)).await
+    }
+
+    /// Waits for `interval`, or returns a [`Kind::Interrupted`] error as soon as the work is to end.
     async fn pause(&self, interval: Duration) -> Result<()> {
         tokio::select! {
             () = tokio::time::sleep(interval) => self.proceed(),
@@ -51,10 +61,36 @@ impl Site<'_> {
     }
 }
 
-/// How long to wait before looking again at something in a guest: short against everything that is
-/// waited for, long against the answer of an emulated guest.
+/// How long to wait before looking again at something in a guest, on bare metal: short against
+/// everything that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The same for the slowest guest: what is shown on the progress line is never older.
+const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(5);
 
 fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "interrupted").hint("run the same `nestlab up` again to go on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Local;
+    use crate::hypervisor::HypervisorKind;
+
+    /// A plan's steps run on any thread.
+    fn may_move_between_threads<T: Send>(work: T) -> T {
+        work
+    }
+
+    #[tokio::test]
+    async fn work_in_a_guest_may_move_between_threads_and_ends_when_told_to() {
+        let (bench, host) = (bench::Bench::new(), Local::new());
+        bench.cancel.cancel();
+        let site = bench.site(&host);
+        let upgrade = may_move_between_threads(apt::apply(site, &apt::Task::FullUpgrade));
+        assert_eq!(upgrade.await.expect_err("cancelled").kind(), Kind::Interrupted);
+        drop(may_move_between_threads(reboot::reboot(site, None)));
+        drop(may_move_between_threads(hypervisor::load_driver(site, HypervisorKind::Qemu)));
+    }
 }

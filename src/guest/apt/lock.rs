@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
-use crate::guest::{LOOK_AGAIN, Site, Vigil};
+use crate::guest::{Site, Vigil};
 use crate::host::Command;
 
 /// How long a holder may do nothing at all, on bare metal. A download over a slow line still wakes its
@@ -89,7 +89,7 @@ async fn wait_for(site: Site<'_>, silence: Duration) -> Result<()> {
             .on(site.host.name())
             .hint(format!("look at what it waits for inside the guest: `ps -f {}`", holder.pid)));
         }
-        site.pause(LOOK_AGAIN).await?;
+        site.look_again().await?;
     }
 }
 

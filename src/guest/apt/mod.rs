@@ -96,6 +96,13 @@ pub async fn accept_stale_release(site: Site<'_>) -> Result<()> {
     site.host.check(&write.privileged()).await.map(drop)
 }
 
+/// Runs `command` (`dkms`, `dpkg`) as root with the same care as apt: detached from the connection,
+/// unattended, its output on the progress line. The outer result is whether it could be run.
+pub(super) async fn run_detached(site: Site<'_>, command: Command) -> Result<Result<()>> {
+    let transcript = run::detached(site, &task::unattended(command, site.patience)).await?;
+    Ok(if transcript.exit.success() { Ok(()) } else { Err(transcript.error(site)) })
+}
+
 async fn why_update(site: Site<'_>) -> Result<Option<String>> {
     let lists = Command::new("sh").args(["-c", LISTS, "lists", STAMP]);
     let state = site.host.check(&lists).await?.text();
@@ -147,18 +154,21 @@ async fn why_install(site: Site<'_>, packages: &[Package]) -> Result<Option<Stri
     Ok((!missing.is_empty()).then(|| missing.join(", ")))
 }
 
-/// Returns dpkg's word for the state of each of `names` that it has ever heard of.
+/// Returns dpkg's word for the state of each of `names` that it has ever heard of, by the name with
+/// and without its architecture.
 async fn states(
     site: Site<'_>,
     names: impl Iterator<Item = &str>,
 ) -> Result<BTreeMap<String, String>> {
+    let format = "${Package} ${Architecture} ${db:Status-Status}\n";
+    let ask = Command::new("dpkg-query").args(["-W", "-f", format]).args(names);
+    // It exits 1 when it has not heard of one of them, and still answers for the others.
+    let answer = site.host.run(&ask).await?.text();
     let mut states = BTreeMap::new();
-    for name in names {
-        // One by one, since a pattern's answer does not tell which name it belongs to.
-        let ask = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}\n", name]);
-        let answer = site.host.run(&ask).await?;
-        if let Some(state) = answer.text().lines().next() {
-            states.insert(name.to_owned(), state.to_owned());
+    for line in answer.lines() {
+        if let [package, architecture, state] = line.split(' ').collect::<Vec<_>>()[..] {
+            states.insert(package.to_owned(), state.to_owned());
+            states.insert(format!("{package}:{architecture}"), state.to_owned());
         }
     }
     Ok(states)

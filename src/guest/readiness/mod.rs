@@ -1,0 +1,221 @@
+//! The evidence that a guest is up, and waiting for it.
+//!
+//! A hypervisor returns at power-on; whether a system runs inside is told by SSH, a serial line, the
+//! guest additions or the screen. Waiting ends by silence, never by a clock: as long as the guest shows
+//! signs of life it is waited for.
+
+mod screen;
+mod serial;
+
+use std::time::Duration;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use super::{Site, Vigil, reboot};
+use crate::error::{Error, Kind, Result};
+use crate::event::printable;
+use crate::host::{Command, Host};
+use crate::hypervisor::{GuestSpec, Hypervisor, Power};
+use crate::recipe::Ready;
+use screen::Screen;
+use serial::Serial;
+
+/// How long a guest may show no sign of life while it boots, on bare metal.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// What proved that a guest is up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+pub enum Evidence {
+    /// A command ran over SSH.
+    Ssh {
+        /// The id of the boot it ran in.
+        boot_id: String,
+    },
+    /// A line on the serial console.
+    Serial {
+        /// The line, made safe for a terminal.
+        line: String,
+    },
+    /// What the guest additions report.
+    GuestAdditions {
+        /// The system, such as `Linux`.
+        product: String,
+        /// Its kernel's release.
+        release: String,
+    },
+    /// A picture that stayed.
+    Screen {
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// How often it changed before.
+        changes: u32,
+    },
+}
+
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Evidence::Ssh { .. } => f.write_str("it answers over SSH"),
+            Evidence::Serial { line } => write!(f, "its serial console says {line:?}"),
+            Evidence::GuestAdditions { product, release } => {
+                write!(f, "its guest additions report {product} {release}")
+            }
+            Evidence::Screen { width, height, .. } => {
+                write!(f, "its screen shows a steady picture of {width}×{height}")
+            }
+        }
+    }
+}
+
+/// A guest as seen from the host that runs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Outside<'a> {
+    /// The host that runs it.
+    pub host: &'a dyn Host,
+    /// What runs it there.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// Its VM.
+    pub spec: &'a GuestSpec,
+}
+
+impl Outside<'_> {
+    /// Returns a text that changes while the guest lives: the size of its serial log.
+    pub async fn life(&self) -> Result<String> {
+        let log = self.hypervisor.serial_log(self.spec);
+        let size = Command::new("stat").args(["-c", "%s", "--", log.as_str()]);
+        // A guest without a serial console has no log, and that is no error.
+        Ok(self.host.run(&size).await?.text().trim().to_owned())
+    }
+
+    /// Returns an error if the VM does not run any more: what it waits for will not come.
+    async fn still_runs(&self) -> Result<()> {
+        let actual = self.hypervisor.inspect(self.host, self.spec).await?;
+        let gone = match actual.map(|actual| actual.power) {
+            Some(Power::Running | Power::Paused | Power::Changing(_)) => return Ok(()),
+            Some(Power::Crashed(how)) => format!("crashed: {}", printable(&how)),
+            Some(Power::Off) => "switched itself off".to_owned(),
+            Some(Power::Saved) => "was saved to disk".to_owned(),
+            None => "is gone".to_owned(),
+        };
+        Err(Error::new(Kind::NotReady, format!("the VM {} {gone}", self.spec.vm))
+            .on(self.host.name())
+            .tail(&serial::tail(*self).await))
+    }
+}
+
+/// Waits until there is evidence that the guest is up. `site.host` is the guest; it is asked only for
+/// [`Ready::Ssh`], else it may be any host.
+///
+/// # Errors
+/// [`Kind::NotReady`] if the VM ends, or shows no sign of life; with the end of its serial console.
+/// What SSH refuses for good, such as a wrong host key, is returned as it is.
+pub async fn wait(site: Site<'_>, outside: Outside<'_>, wanted: &Ready) -> Result<Evidence> {
+    wait_within(site, outside, wanted, site.patience.limit(SILENCE)).await
+}
+
+async fn wait_within(
+    site: Site<'_>,
+    outside: Outside<'_>,
+    wanted: &Ready,
+    silence: Duration,
+) -> Result<Evidence> {
+    let mut sign = Sign::of(wanted, site)?;
+    let mut vigil = Vigil::new(silence);
+    loop {
+        site.proceed()?;
+        let waiting = match sign.look(site, outside).await? {
+            Look::Up(evidence) => return Ok(evidence),
+            Look::Waiting { what, life } => {
+                site.feed.doing(&what);
+                let life = format!("{life} {}", outside.life().await?);
+                vigil.stalled(life).map(|still| (what, still))
+            }
+        };
+        outside.still_runs().await?;
+        if let Some((what, still)) = waiting {
+            let message = format!("no sign of life for {} s while {what}", still.as_secs());
+            return Err(Error::new(Kind::NotReady, message)
+                .on(&outside.spec.vm)
+                .tail(&serial::tail(outside).await)
+                .hint("`nestlab logs` and `nestlab screenshot` show what it does"));
+        }
+        site.look_again().await?;
+    }
+}
+
+/// What one look at a guest gave.
+enum Look {
+    /// It is up.
+    Up(Evidence),
+    /// It is not yet.
+    Waiting {
+        /// What is waited for, for the progress line.
+        what: String,
+        /// Changes while the guest lives.
+        life: String,
+    },
+}
+
+/// What is looked at, and what is remembered from one look to the next.
+enum Sign {
+    Ssh,
+    Serial(Serial),
+    GuestAdditions,
+    Screen(Screen),
+}
+
+impl Sign {
+    fn of(wanted: &Ready, site: Site<'_>) -> Result<Sign> {
+        Ok(match wanted {
+            Ready::Ssh => Sign::Ssh,
+            Ready::Serial { pattern } => {
+                let pattern = Regex::new(pattern).map_err(|error| {
+                    Error::new(Kind::Recipe, "the pattern for the serial console is not one")
+                        .because(error)
+                })?;
+                Sign::Serial(Serial::new(pattern))
+            }
+            Ready::GuestAdditions => Sign::GuestAdditions,
+            Ready::Screen => Sign::Screen(Screen::new(site.patience.limit(screen::STEADY))),
+        })
+    }
+
+    async fn look(&mut self, site: Site<'_>, outside: Outside<'_>) -> Result<Look> {
+        match self {
+            Sign::Ssh => ssh(site).await,
+            Sign::Serial(serial) => serial.look(outside).await,
+            Sign::GuestAdditions => guest_additions(outside).await,
+            Sign::Screen(screen) => screen.look(site, outside).await,
+        }
+    }
+}
+
+async fn ssh(site: Site<'_>) -> Result<Look> {
+    match reboot::boot_id(site.host).await {
+        Ok(boot_id) => Ok(Look::Up(Evidence::Ssh { boot_id })),
+        Err(error) if error.kind() == Kind::Unreachable => Ok(Look::Waiting {
+            what: "waiting for its SSH server".to_owned(),
+            life: error.message().to_owned(),
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+async fn guest_additions(outside: Outside<'_>) -> Result<Look> {
+    let property = async |name: &str| {
+        let name = format!("/VirtualBox/GuestInfo/OS/{name}");
+        let value = outside.hypervisor.guest_property(outside.host, outside.spec, &name).await?;
+        Ok::<_, Error>(printable(value.unwrap_or_default().trim()))
+    };
+    let product = property("Product").await?;
+    if product.is_empty() {
+        let what = "waiting for its guest additions to report".to_owned();
+        return Ok(Look::Waiting { what, life: String::new() });
+    }
+    let release = property("Release").await?;
+    Ok(Look::Up(Evidence::GuestAdditions { product, release }))
+}
