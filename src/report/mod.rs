@@ -1,3 +1,123 @@
-//! Events → what a person or a program reads: terminal bars, plain lines, JSON lines.
+//! Events → what a person or a program reads: terminal bars, plain lines, JSON lines, and the log.
 //!
-//! This module must not know what a step does; it sees [`Event`](crate::event::Event)s only.
+//! | file | what it holds |
+//! |---|---|
+//! | [`bars`] | a terminal: one line per running step, and what is finished above |
+//! | [`lines`] | a pipe or a CI log: plain lines without repeats |
+//! | [`json`] | `--json`: one event a line |
+//! | [`log`] | every event of a run, kept in the lab |
+//! | [`tell`] | what is said of an event, in one line |
+//! | [`row`] | how a running step looks, at any width |
+//! | [`words`], [`paint`] | durations and amounts; colors |
+//!
+//! Results go to standard output, progress and diagnostics to standard error. This module must not
+//! know what a step does; it sees [`Event`]s only. What it shows cannot drive a terminal, whoever
+//! wrote it.
+
+pub mod bars;
+pub mod json;
+pub mod lines;
+pub mod log;
+pub mod paint;
+pub mod row;
+pub mod tell;
+pub mod words;
+
+use std::io::IsTerminal as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+pub use log::RunLog;
+pub use paint::{Color, Paint};
+
+use crate::event::{Event, Feed, Level};
+
+/// How the user wants to be told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Style {
+    /// One event a line on standard output, for a program.
+    pub json: bool,
+    /// Only what went wrong or will hurt.
+    pub quiet: bool,
+    /// Show also what was already right and what programs write.
+    pub verbose: bool,
+    /// Never draw bars, even on a terminal.
+    pub no_progress: bool,
+    /// Whether to color.
+    pub color: Color,
+}
+
+/// Shows events to somebody. `now` is handed in, so that tests own the time.
+pub trait Report: Send {
+    /// Shows `event`.
+    fn event(&mut self, event: &Event, now: Instant);
+
+    /// Puts the terminal in order and shows no more there.
+    fn leave(&mut self);
+}
+
+/// Shows events to the user, and keeps them in the log. Cheap to clone.
+#[derive(Clone)]
+pub struct Reporter(Arc<Mutex<Inner>>);
+
+struct Inner {
+    shown: Box<dyn Report>,
+    log: Option<RunLog>,
+}
+
+impl Reporter {
+    /// Returns the reporter for `style` and what standard error is.
+    pub fn new(style: Style, log: Option<RunLog>) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !console::is_dumb();
+        let paint = style.color.paint(terminal);
+        let tell = tell::Tell::new(style, paint, terminal && speaks_utf8());
+        let shown: Box<dyn Report> = if style.json {
+            Box::new(json::Json::new(std::io::stdout(), style.no_progress))
+        } else if terminal && !style.no_progress && !style.quiet {
+            Box::new(bars::Bars::on_stderr(tell))
+        } else {
+            Box::new(lines::Lines::new(std::io::stderr(), tell, !style.quiet))
+        };
+        Reporter::showing(shown, log)
+    }
+
+    /// Returns a reporter that shows events through `shown`.
+    pub fn showing(shown: Box<dyn Report>, log: Option<RunLog>) -> Self {
+        Reporter(Arc::new(Mutex::new(Inner { shown, log })))
+    }
+
+    /// Returns the feed that leads here.
+    pub fn feed(&self) -> Feed {
+        let reporter = self.clone();
+        Feed::new(move |event| reporter.take(&event))
+    }
+
+    /// Puts the terminal in order and shows no more there; the log goes on.
+    pub fn leave(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).shown.leave();
+    }
+
+    fn take(&self, event: &Event) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        inner.shown.event(event, now);
+        if let Some(log) = &mut inner.log
+            && let Err(error) = log.write(event)
+        {
+            let text = format!("the log {} is not written any more: {error}", log.path());
+            inner.log = None;
+            inner.shown.event(&Event::Notice { level: Level::Warning, text }, now);
+        }
+    }
+}
+
+/// Whether the terminal's locale has the marks beyond ASCII.
+fn speaks_utf8() -> bool {
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    locale.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
+}

@@ -1,0 +1,146 @@
+//! The log of a run: every event, what programs wrote included, one JSON line each, in the lab's
+//! `logs/`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+
+use super::json::Line;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Progress};
+
+/// How many logs are kept; an older one goes when a new one is made.
+const KEPT: usize = 30;
+
+/// The ending of a log's name.
+const ENDING: &str = ".log.jsonl";
+
+/// The log of one run, being written.
+#[derive(Debug)]
+pub struct RunLog {
+    file: File,
+    path: Utf8PathBuf,
+}
+
+impl RunLog {
+    /// Makes the log of a run of `command` (such as `up`) in `directory`, with mode 0600; its name
+    /// begins with the time.
+    pub fn create(directory: &Utf8Path, command: &str) -> Result<Self> {
+        let mut earlier = list(directory)?;
+        earlier.truncate(earlier.len().saturating_sub(KEPT - 1));
+        for log in earlier {
+            fs_err::remove_file(log)?;
+        }
+        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
+        let path = directory.join(format!("{time}-{command}{ENDING}"));
+        let file =
+            OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(
+                |error| Error::new(Kind::Io, format!("{path} cannot be made")).because(error),
+            )?;
+        Ok(RunLog { file, path })
+    }
+
+    /// Returns where it lies.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Writes `event`; of progress, only what is done and not how far.
+    pub(super) fn write(&mut self, event: &Event) -> std::io::Result<()> {
+        let count = |progress: &Progress| !matches!(progress, Progress::Doing { .. });
+        if matches!(event, Event::StepProgress { progress, .. } if count(progress)) {
+            return Ok(());
+        }
+        self.file.write_all(Line::now(event.clone()).to_json().as_bytes())
+    }
+}
+
+/// Returns the logs in `directory`, oldest first.
+pub fn list(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut logs = Vec::new();
+    for entry in fs_err::read_dir(directory)? {
+        let path = Utf8PathBuf::from_path_buf(entry?.path());
+        logs.extend(path.ok().filter(|path| path.as_str().ends_with(ENDING)));
+    }
+    logs.sort();
+    Ok(logs)
+}
+
+/// Reads a log. Lines that are not events (a torn last one, or those of a newer nestlab) are left out.
+pub fn read(path: &Utf8Path) -> Result<Vec<Line>> {
+    let bytes = fs_err::read(path)?;
+    let lines = bytes.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Report, Reporter};
+
+    fn scratch() -> (tempfile::TempDir, Utf8PathBuf) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = Utf8Path::from_path(directory.path()).expect("UTF-8").to_owned();
+        (directory, path)
+    }
+
+    struct Seen(std::sync::Arc<std::sync::Mutex<Vec<Event>>>);
+
+    impl Report for Seen {
+        fn event(&mut self, event: &Event, _: std::time::Instant) {
+            self.0.lock().expect("unpoisoned").push(event.clone());
+        }
+        fn leave(&mut self) {}
+    }
+
+    #[test]
+    fn the_log_keeps_what_programs_wrote_and_no_counts() {
+        let (_keep, directory) = scratch();
+        let log = RunLog::create(&directory, "up").expect("makes");
+        let path = log.path().to_owned();
+        let reporter = Reporter::showing(Box::new(Seen(Default::default())), Some(log));
+        let feed = reporter.feed().for_step("l1/upgrade");
+        feed.line("Get:1 linux-image");
+        feed.bytes(1, None);
+        feed.doing("unpacking");
+        reporter.leave();
+        feed.line("after the terminal was closed");
+        let events: Vec<Event> =
+            read(&path).expect("reads").into_iter().map(|line| line.event).collect();
+        assert_eq!(events.len(), 3, "{events:?}");
+        assert!(matches!(&events[2], Event::StepOutput { line, .. } if line.starts_with("after")));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_told_once_and_the_run_goes_on() {
+        let (_keep, directory) = scratch();
+        let mut log = RunLog::create(&directory, "up").expect("makes");
+        log.file = File::open(log.path()).expect("opens for reading only");
+        let seen = std::sync::Arc::default();
+        let reporter = Reporter::showing(Box::new(Seen(std::sync::Arc::clone(&seen))), Some(log));
+        for _ in 0..3 {
+            reporter.feed().for_step("l1/x").line("a");
+        }
+        let seen = seen.lock().expect("unpoisoned");
+        let notices = seen.iter().filter(|event| matches!(event, Event::Notice { .. })).count();
+        assert_eq!((notices, seen.len()), (1, 4));
+    }
+
+    #[test]
+    fn old_logs_make_room_for_new_ones() {
+        let (_keep, directory) = scratch();
+        for second in 0..KEPT + 5 {
+            let name = format!("20260101T0000{second:02}.000Z-up{ENDING}");
+            std::fs::write(directory.join(name), "").expect("writes");
+        }
+        std::fs::write(directory.join("l1-serial.log"), "").expect("writes");
+        let log = RunLog::create(&directory, "up").expect("makes");
+        let logs = list(&directory).expect("lists");
+        assert_eq!(logs.len(), KEPT);
+        assert_eq!(logs.last().map(Utf8PathBuf::as_path), Some(log.path()));
+        assert!(directory.join("l1-serial.log").exists());
+    }
+}
