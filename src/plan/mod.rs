@@ -4,6 +4,7 @@
 //! (`engine`) or shown (`report`, `cli`).
 
 pub mod graph;
+pub mod images;
 pub mod step;
 
 pub use graph::Plan;

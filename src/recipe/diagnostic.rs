@@ -89,8 +89,9 @@ impl Problem {
     }
 }
 
-/// Returns the error that tells of all `problems`, in the order of their places.
-pub(crate) fn error(mut problems: Vec<Problem>) -> Error {
+/// Returns the [`Kind::Recipe`](crate::Kind) error that tells of all `problems`, of which there is one at
+/// least, in the order of their places.
+pub fn error(mut problems: Vec<Problem>) -> Error {
     problems.sort_by_key(|problem| (problem.line, problem.column));
     problems.dedup();
     Error::problems_in_file(problems)

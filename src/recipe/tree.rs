@@ -9,7 +9,7 @@ use super::text::{MirrorUrl, PackageName, Pattern, ProxyUrl, SshDestination, Use
 use super::units::{Cpus, GuestName, ImageName, LabName, Mebibytes, NetworkName};
 use super::words::{Firmware, HypervisorChoice, HypervisorKind, ReadyKind};
 use super::{read, validate};
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Result};
 
 /// How deep guests may nest. Nobody has gone this deep; it bounds what a recipe can ask for.
 pub const MAX_LEVEL: u32 = 12;
@@ -72,6 +72,7 @@ pub struct Guest {
     pub level: u32,
     /// What it is made from.
     pub source: GuestSource,
+    pub(super) source_span: std::ops::Range<usize>,
     /// Virtual CPUs.
     pub cpus: Option<At<Cpus>>,
     /// Memory.
@@ -201,6 +202,11 @@ impl Recipe {
     /// Returns the guest that runs `guest`, `None` if that is L0.
     pub fn parent(&self, guest: &Guest) -> Option<&Guest> {
         guest.parent.as_ref().and_then(|name| self.guest(name))
+    }
+
+    /// Returns a problem at the place where the recipe says what `guest` is made from.
+    pub fn problem_at_source(&self, guest: &Guest, message: impl Into<String>) -> Problem {
+        self.source.problem(guest.source_span.clone(), message)
     }
 
     /// Returns the text, for errors that point into it and for the lab's copy.

@@ -152,6 +152,11 @@ impl Check<'_> {
     ) -> Option<Drafted> {
         self.guest_values(&name, &table);
         let source = self.guest_source(&name, &table);
+        let source_span = match (&table.image, &table.vm) {
+            (Some(image), _) => image.span(),
+            (None, Some(vm)) => vm.span(),
+            (None, None) => name.span(),
+        };
         let parent = match &table.parent {
             None => above.cloned(),
             Some(at) if at.value == L0 => None,
@@ -171,6 +176,7 @@ impl Check<'_> {
             parent,
             level: 0,
             source: source?,
+            source_span,
             cpus: table.cpus,
             memory: table.memory,
             disk: table.disk,

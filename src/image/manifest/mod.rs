@@ -5,6 +5,7 @@
 //! no connection.
 
 mod check;
+mod offer;
 mod place;
 mod raw;
 mod shipped;

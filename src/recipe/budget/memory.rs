@@ -4,12 +4,13 @@
 use super::{Derived, Limit, Work};
 use crate::recipe::tree::Guest;
 use crate::recipe::units::Mebibytes;
+use crate::recipe::words::HypervisorKind;
 
 /// What a guest gets of whose image nothing is known.
 const UNKNOWN_IMAGE: Mebibytes = Mebibytes::gib(1);
 
-/// What a guest with guests has at least, where its image says nothing: building VirtualBox's kernel
-/// modules with less ends in the out-of-memory killer.
+/// What a guest with guests has at least where VirtualBox's kernel modules are built in it, or nothing is
+/// known of its image: compilers and apt run before its guests do.
 const HOST_LEAST: Mebibytes = Mebibytes::gib(2);
 
 /// Derived amounts are multiples of this many MiB.
@@ -54,20 +55,30 @@ fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
             None => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
         };
     }
-    let least = image.unwrap_or(HOST_LEAST);
-    let fits = with_reserve(inside);
-    if inside == 0 || least.get() >= fits {
-        return Derived::because(least, "enough for it and its guests");
+    let own = image.map_or(0, Mebibytes::get);
+    let fits = with_reserve(inside).max(grained(inside.saturating_add(own)));
+    let builds = guest.hypervisor == Some(HypervisorKind::VirtualBox) || image.is_none();
+    if builds && fits <= HOST_LEAST.get() {
+        return Derived::because(
+            HOST_LEAST,
+            "enough to install a hypervisor in it, and for its guests",
+        );
     }
-    let why = format!("its guests need {}, the rest is for itself", mebibytes(inside));
+    let why = match inside {
+        0 => "for its own system".to_owned(),
+        _ => format!("its guests need {}, the rest is for itself", mebibytes(inside)),
+    };
     Derived::because(mebibytes(fits), why)
 }
 
 /// Returns the least total, a multiple of [`GRAIN`], that leaves `inside` MiB beside its reserve.
 fn with_reserve(inside: u64) -> u64 {
     // With r = inside/7 rounded up, an eighth of inside + r is at most r.
-    let total = inside.saturating_add(inside.div_ceil(7).clamp(512, 2048));
-    total.div_ceil(GRAIN).saturating_mul(GRAIN)
+    grained(inside.saturating_add(inside.div_ceil(7).clamp(512, 2048)))
+}
+
+fn grained(mib: u64) -> u64 {
+    mib.div_ceil(GRAIN).saturating_mul(GRAIN)
 }
 
 /// Checks that the guests of `parent` (`None`: L0), which has `total`, fit into it.
