@@ -1,8 +1,55 @@
 //! The command line: one file per command. The only place that knows clap.
+//!
+//! A command is a module with its `Args` and `async fn run(Args, &Globals) -> Result<ExitCode>`; to add
+//! one, add its module here, its variant to [`args::Command`], and its line to [`dispatch`]. Results go
+//! to stdout through [`output`]; progress and diagnostics go to stderr.
+
+mod args;
+mod completions;
+mod failure;
+mod init;
+mod man;
+mod output;
+mod recipe;
+mod schema;
 
 use std::process::ExitCode;
 
+use clap::Parser as _;
+
+pub(crate) use args::Globals;
+use args::{Cli, Command};
+
+use crate::error::{Error, Result};
+
 /// Runs nestlab with the process's arguments and returns its exit code.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::of_arguments(&error, std::env::args_os()),
+    };
+    let json = cli.globals.json;
+    let done = Globals::new(cli.globals).and_then(|globals| {
+        globals.set_up_terminal();
+        block_on(dispatch(cli.command, &globals))?
+    });
+    done.unwrap_or_else(|error| failure::tell(&error, json))
+}
+
+async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
+    match command {
+        Command::Init(args) => init::run(args, globals).await,
+        Command::Recipe(args) => recipe::run(args, globals).await,
+        Command::Schema(args) => schema::run(args, globals).await,
+        Command::Completions(args) => completions::run(args, globals).await,
+        Command::Man(args) => man::run(args, globals).await,
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::from(error).context("nestlab cannot start its threads"))?;
+    Ok(runtime.block_on(work))
 }
