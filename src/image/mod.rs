@@ -6,12 +6,38 @@
 
 pub mod build;
 pub mod digest;
+pub mod disk;
+mod fetch;
 pub mod format;
 pub mod manifest;
+pub mod ova;
+pub mod ovf;
 pub mod proof;
 pub mod store;
+mod structure;
+
+use std::io::Read as _;
+
+use camino::Utf8Path;
 
 pub use digest::{Fingerprint, Sha256, Sha512};
+pub use disk::DiskFormat;
+pub use fetch::{FetchOptions, fetch};
 pub use format::{Compression, ImageFormat};
 pub use manifest::Manifest;
 pub use store::{Built, Store, VerifiedImage};
+
+use crate::error::{Error, Kind, Result};
+
+/// Reads a key, signature or checksum file from this machine.
+fn small_file(path: &Utf8Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs_err::File::open(path)?.take(fetch::SMALL as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > fetch::SMALL {
+        return Err(Error::new(
+            Kind::Untrusted,
+            format!("{path} is too big to be a key, a signature or a checksum file"),
+        ));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,162 @@
+//! A download that is not done: its bytes so far, what they are a part of, and the lock that makes two
+//! downloads of one image one.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::interrupted;
+use crate::error::{Error, Result};
+use crate::event::Feed;
+use crate::image::digest::Sha256;
+use crate::image::store::{Store, private_folder};
+
+/// How often a held lock is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// An unfinished download in the folder that belongs to it, held by this process alone.
+pub(super) struct Partial {
+    folder: Utf8PathBuf,
+    state: State,
+    /// The bytes came in more than one piece.
+    stitched: bool,
+    _lock: File,
+}
+
+/// What the bytes so far are a part of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Where they came from.
+    pub(super) url: String,
+    /// The server's strong entity tag.
+    pub(super) etag: Option<String>,
+    /// The server's modification date.
+    pub(super) last_modified: Option<String>,
+    /// How many bytes the whole has.
+    pub(super) total: Option<u64>,
+}
+
+impl Partial {
+    /// Takes the unfinished download of the image with that identity; waits while another fetch has it.
+    pub(super) async fn open(
+        store: &Store,
+        identity: &Sha256,
+        feed: &Feed,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
+        let folder = store.partial().join(identity.to_string());
+        loop {
+            if let Some(lock) = taken(&folder)? {
+                let state = match fs_err::read(folder.join("state.json")) {
+                    // What cannot be read starts anew.
+                    Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+                    Err(error) if error.kind() == ErrorKind::NotFound => State::default(),
+                    Err(error) => return Err(error.into()),
+                };
+                return Ok(Partial { folder, state, stitched: false, _lock: lock });
+            }
+            feed.doing("waiting for another fetch of the same image");
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => return Err(interrupted()),
+            }
+        }
+    }
+
+    /// Returns the file of bytes so far; it need not exist.
+    pub(super) fn file(&self) -> Utf8PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Returns how many bytes there are so far.
+    pub(super) fn len(&self) -> Result<u64> {
+        match fs_err::symlink_metadata(self.file()) {
+            Ok(meta) => Ok(meta.len()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns what the bytes are a part of.
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Returns whether the bytes came in more than one piece.
+    pub(super) fn is_stitched(&self) -> bool {
+        self.stitched
+    }
+
+    /// Notes that the bytes so far go on with a piece from `url`.
+    pub(super) fn goes_on(&mut self, url: &str) -> Result<()> {
+        self.stitched = true;
+        self.write_state(State { url: url.to_owned(), ..self.state.clone() })
+    }
+
+    /// Drops the bytes so far and notes what the next ones will be a part of.
+    pub(super) fn starts(&mut self, state: State) -> Result<()> {
+        self.clear()?;
+        self.write_state(state)
+    }
+
+    /// Drops the bytes so far.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        for file in [self.folder.join("state.json"), self.file()] {
+            match fs_err::remove_file(file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        self.stitched = false;
+        self.state = State::default();
+        Ok(())
+    }
+
+    /// Hands the bytes to `take`, which moves them away, and starts anew.
+    pub(super) fn give_up<T>(&mut self, take: impl FnOnce(&Utf8Path) -> Result<T>) -> Result<T> {
+        let taken = take(&self.file())?;
+        self.clear()?;
+        Ok(taken)
+    }
+
+    /// Removes the folder; whoever waits for its lock makes a new one.
+    pub(super) fn remove(self) -> Result<()> {
+        Ok(fs_err::remove_dir_all(&self.folder)?)
+    }
+
+    fn write_state(&mut self, state: State) -> Result<()> {
+        let bytes = serde_json::to_vec(&state)
+            .map_err(|error| Error::internal("a state cannot be written").because(error))?;
+        fs_err::write(self.folder.join("state.json"), bytes)?;
+        self.state = state;
+        Ok(())
+    }
+}
+
+/// Takes the folder's lock, or returns `None` if another has it.
+fn taken(folder: &Utf8Path) -> Result<Option<File>> {
+    private_folder(folder)?;
+    let path = folder.join("lock");
+    let lock = match File::create(&path) {
+        Ok(lock) => lock,
+        // Its holder has just finished and removed the folder.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+    }
+    // The folder may have been removed between opening and locking; then this lock holds nothing.
+    let held = lock.metadata()?.ino();
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.ino() == held => Ok(Some(lock)),
+        _ => Ok(None),
+    }
+}

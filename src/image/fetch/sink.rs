@@ -1,0 +1,142 @@
+//! Where arriving bytes go: into the hashes and the file, on a thread that may block.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use bytes::Bytes;
+use camino::Utf8PathBuf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::format::{Compression, HEAD, ImageFormat, looks_wrong};
+use crate::image::proof::{Hashed, Hashing};
+
+/// The size of the blocks that go to hashes and disk.
+pub(super) const BLOCK: usize = 512 * 1024;
+
+/// How many blocks may wait for the disk.
+const WAITING: usize = 8;
+
+/// How many bytes may be waiting to reach the disk before they are sent there: the last sync is then
+/// short, and the disk works while the network does.
+const SYNC_EVERY: u64 = 256 << 20;
+
+/// A thread that writes and hashes.
+pub(super) struct Sink {
+    sender: mpsc::Sender<Bytes>,
+    thread: JoinHandle<Result<Hashed>>,
+}
+
+/// What a sink starts from.
+pub(super) struct Start {
+    pub(super) file: Utf8PathBuf,
+    /// Bytes that the file has already; they are read and hashed first.
+    pub(super) have: u64,
+    pub(super) hashing: Hashing,
+    pub(super) form: (ImageFormat, Compression),
+}
+
+impl Sink {
+    /// Starts the thread.
+    pub(super) fn start(start: Start) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let thread = tokio::task::spawn_blocking(move || run(start, receiver));
+        Sink { sender, thread }
+    }
+
+    /// Hands over the next block; `false` if the thread has ended, and [`Sink::finish`] says why.
+    pub(super) async fn send(&self, block: Bytes) -> bool {
+        self.sender.send(block).await.is_ok()
+    }
+
+    /// Waits until everything is hashed and written.
+    pub(super) async fn finish(self) -> Result<Hashed> {
+        drop(self.sender);
+        self.thread.await.map_err(|error| Error::internal("the writer died").because(error))?
+    }
+}
+
+fn run(start: Start, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
+    let Start { file: path, have, mut hashing, form } = start;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(have == 0)
+        .mode(0o600)
+        .open(&path)?;
+    file.set_len(have)?;
+    let mut head = Head::new(form);
+    reread(&mut file, have, &mut hashing, &mut head)?;
+    file.seek(SeekFrom::Start(have))?;
+    let mut unsynced = 0;
+    while let Some(block) = receiver.blocking_recv() {
+        head.see(&block)?;
+        hashing.update(&block);
+        file.write_all(&block).map_err(|error| full(error, &path))?;
+        unsynced += block.len() as u64;
+        if unsynced >= SYNC_EVERY {
+            file.sync_data()?;
+            unsynced = 0;
+        }
+    }
+    head.end()?;
+    hashing.finish()
+}
+
+/// Hashes what an earlier run left.
+fn reread(file: &mut File, have: u64, hashing: &mut Hashing, head: &mut Head) -> Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut left = have;
+    while left > 0 {
+        let mut block = vec![0; BLOCK.min(usize::try_from(left).unwrap_or(BLOCK))];
+        file.read_exact(&mut block)?;
+        left -= block.len() as u64;
+        head.see(&block)?;
+        hashing.update(&Bytes::from(block));
+    }
+    Ok(())
+}
+
+fn full(error: std::io::Error, path: &Utf8PathBuf) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Error::new(Kind::HostCannot, format!("the disk is full: {path}"))
+                .because(error)
+                .hint("`nestlab image prune` frees space")
+        }
+        _ => Error::from(error),
+    }
+}
+
+/// The file's first bytes, until they have been judged.
+struct Head {
+    form: (ImageFormat, Compression),
+    seen: Option<Vec<u8>>,
+}
+
+impl Head {
+    fn new(form: (ImageFormat, Compression)) -> Self {
+        Head { form, seen: Some(Vec::new()) }
+    }
+
+    fn see(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(seen) = &mut self.seen {
+            seen.extend_from_slice(&bytes[..bytes.len().min(HEAD)]);
+            if seen.len() >= HEAD {
+                return self.end();
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(seen) = self.seen.take() else { return Ok(()) };
+        match looks_wrong(&seen, self.form.0, self.form.1) {
+            Some(why) => Err(Error::new(Kind::Network, format!("this is no image: {why}"))),
+            None => Ok(()),
+        }
+    }
+}
