@@ -14,6 +14,9 @@ use crate::event::printable;
 /// How many characters of an overlong line are shown to the left of the place and from it on.
 const SHOWN: (usize, usize) = (60, 100);
 
+/// How many problems of a file are told; what is not a recipe at all can have thousands.
+const MOST: usize = 20;
+
 /// A text file in memory, with the name by which messages call it.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -73,7 +76,8 @@ fn excerpt(number: usize, before: &str, rest: &str, marked: usize) -> String {
     let margin = " ".repeat(gutter.len());
     let indent = " ".repeat(before.width());
     let carets = "^".repeat(marked.width().max(1));
-    format!("  {margin} |\n  {gutter} | {before}{rest}\n  {margin} | {indent}{carets}")
+    let line = format!("  {gutter} | {before}{rest}");
+    format!("  {margin} |\n{}\n  {margin} | {indent}{carets}", line.trim_end())
 }
 
 fn shown(text: &str) -> String {
@@ -94,7 +98,10 @@ impl Problem {
 pub fn error(mut problems: Vec<Problem>) -> Error {
     problems.sort_by_key(|problem| (problem.line, problem.column));
     problems.dedup();
-    Error::problems_in_file(problems)
+    let more = problems.len().saturating_sub(MOST);
+    problems.truncate(MOST);
+    let error = Error::problems_in_file(problems);
+    if more == 0 { error } else { error.hint(format!("{more} more problems are not shown")) }
 }
 
 /// Returns the word of `known` that `word` was most likely meant to be, if one is near enough.

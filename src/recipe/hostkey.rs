@@ -260,3 +260,101 @@ impl fmt::Display for HostKey {
 }
 
 text_type!(HostKey, { "type": "string", "examples": ["Right Ctrl", "F12", "Left Ctrl + Left Alt"] });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PLATFORMS: [Platform; 3] = [Platform::Linux, Platform::Windows, Platform::MacOs];
+
+    fn key(name: &str) -> HostKey {
+        name.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_key_has_the_code_that_virtualbox_uses_on_each_platform() {
+        for (name, linux, windows, mac) in [
+            ("Right Ctrl", "65508", Some("163"), Some("62")),
+            ("Left Cmd", "65515", Some("91"), Some("55")),
+            ("Menu", "65383", Some("93"), None),
+            ("F12", "65481", Some("123"), None),
+            ("Alt Gr", "65027", None, None),
+        ] {
+            assert_eq!(key(name).codes(Platform::Linux).as_deref(), Some(linux), "{name}");
+            assert_eq!(key(name).codes(Platform::Windows).as_deref(), windows, "{name}");
+            assert_eq!(key(name).codes(Platform::MacOs).as_deref(), mac, "{name}");
+        }
+    }
+
+    #[test]
+    fn unset_is_the_platform_s_default_and_zero_is_none() {
+        let unset = |platform| HostKey::from_codes(None, platform).expect("good").expect("a key");
+        assert_eq!(unset(Platform::Linux).codes(Platform::Linux).as_deref(), Some("65508"));
+        assert_eq!(unset(Platform::Windows).codes(Platform::Windows).as_deref(), Some("163"));
+        assert_eq!(unset(Platform::MacOs).codes(Platform::MacOs).as_deref(), Some("55"));
+        assert_eq!(HostKey::from_codes(Some("0"), Platform::Linux), Ok(None));
+        for bad in ["", "0,1", "x", "1,2,3,4", "65508,", "-1"] {
+            assert!(HostKey::from_codes(Some(bad), Platform::Linux).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_known_by_any_of_its_names_and_case() {
+        assert_eq!(key("right ctrl"), key("RIGHT_CONTROL"));
+        assert_eq!(key("Left Super"), key("Left Cmd"));
+        assert_eq!(key("Left Alt + Left Ctrl"), key("left ctrl+left alt"), "order means nothing");
+        let error = "Rigth Ctrl".parse::<HostKey>().expect_err("misspelt");
+        assert!(error.contains("did you mean `Right Ctrl`"), "{error}");
+        for bad in ["", "+", "Q", "Space", "Ctrl"] {
+            assert!(bad.parse::<HostKey>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn keys_clash_when_pressing_one_presses_the_other() {
+        assert!(key("Right Ctrl").clashes_with(&key("Right Ctrl")));
+        assert!(key("Left Ctrl").clashes_with(&key("Left Ctrl + Left Alt")));
+        assert!(key("Left Ctrl + Left Alt").clashes_with(&key("Left Ctrl")));
+        assert!(key("Alt Gr").clashes_with(&key("Right Alt")), "one physical key");
+        assert!(!key("Left Ctrl + Left Alt").clashes_with(&key("Left Ctrl + Left Shift")));
+        assert!(!key("Right Ctrl").clashes_with(&key("Left Ctrl")));
+    }
+
+    #[test]
+    fn a_code_that_is_not_in_the_table_is_kept_and_counts() {
+        let odd = HostKey::from_codes(Some("65514,99999"), Platform::Linux).expect("good");
+        let odd = odd.expect("a key");
+        assert_eq!(odd.codes(Platform::Linux).as_deref(), Some("65514,99999"));
+        assert_eq!(odd.to_string(), "Right Alt + key 99999");
+        assert!(odd.clashes_with(&key("Right Alt")));
+    }
+
+    #[test]
+    fn a_dozen_nested_levels_find_a_key_each() {
+        let mut taken: Vec<HostKey> = Vec::new();
+        while let Some(key) = HostKey::free(&taken.iter().collect::<Vec<_>>()) {
+            assert!(taken.iter().all(|other| !other.clashes_with(&key)));
+            assert!(key.codes(Platform::Linux).is_some());
+            taken.push(key);
+        }
+        assert!(taken.len() as u32 > crate::recipe::MAX_LEVEL, "{} levels", taken.len());
+    }
+
+    proptest! {
+        #[test]
+        fn a_combination_reads_back_from_its_name_and_its_codes(
+            rows in prop::collection::btree_set(0..KEYS.len(), 1..=MAX_KEYS),
+        ) {
+            let combination =
+                HostKey::of(rows.into_iter().map(Key::Named).collect()).expect("one to three keys");
+            prop_assert_eq!(&combination.to_string().parse::<HostKey>().expect("named"), &combination);
+            for platform in PLATFORMS {
+                if let Some(codes) = combination.codes(platform) {
+                    let read = HostKey::from_codes(Some(&codes), platform).expect("good");
+                    prop_assert_eq!(read.as_ref(), Some(&combination));
+                }
+            }
+        }
+    }
+}

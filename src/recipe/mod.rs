@@ -14,6 +14,8 @@ mod model;
 mod read;
 pub mod schema;
 pub mod shipped;
+#[cfg(test)]
+mod tests;
 pub mod text;
 mod tree;
 pub mod units;

@@ -10,7 +10,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::hostkey::HostKey;
-use super::text::{MirrorUrl, PackageName, Pattern, ProxyUrl, SshDestination, UserName, VmName};
+use super::text::{
+    MirrorUrl, PackageName, Pattern, Port, ProxyUrl, SshDestination, UserName, VmName,
+};
 use super::units::{Cpus, GuestName, LabName, Mebibytes, NetworkName};
 use super::words::{Firmware, HypervisorChoice, HypervisorKind, ReadyKind};
 
@@ -161,8 +163,7 @@ pub(crate) struct SshTable {
     /// The user to log in as.
     pub(crate) user: Option<At<UserName>>,
     /// The port of its SSH server; left out: 22.
-    #[schemars(range(min = 1))]
-    pub(crate) port: Option<At<u16>>,
+    pub(crate) port: Option<At<Port>>,
     /// The private key's file, relative to the recipe; left out: the lab's own key.
     pub(crate) key: Option<At<String>>,
 }

@@ -1,5 +1,7 @@
 //! Recipe text → tables: every syntax error, unknown key and impossible value, not just the first.
 
+use std::ops::Range;
+
 use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
@@ -16,7 +18,7 @@ pub const SCHEMA: i64 = 1;
 pub(crate) fn tables(source: &Source) -> Result<RecipeTable, Vec<Problem>> {
     let (mut table, errors) = DeTable::parse_recoverable(source.text());
     if !errors.is_empty() {
-        return Err(errors.iter().map(|error| problem(source, error)).collect());
+        return Err(errors.iter().map(|error| problem(source, error, None)).collect());
     }
     if let Some(newer) = newer_schema(source, table.get_ref()) {
         return Err(vec![newer]);
@@ -31,14 +33,14 @@ pub(crate) fn tables(source: &Source) -> Result<RecipeTable, Vec<Problem>> {
         &mut problems,
     );
     loop {
-        match serde::Deserialize::deserialize(toml::de::Deserializer::from(table.clone())) {
+        match deserialized(&table) {
             Ok(recipe) if problems.is_empty() => return Ok(recipe),
             Ok(_) => return Err(problems),
             Err(error) => {
-                problems.push(problem(source, &error));
+                let span = error.span().map(|span| narrowed(&table, &error, span));
+                problems.push(problem(source, &error, span.clone()));
                 // Without the value that is wrong, the next one comes to light.
-                let removed = error.span().is_some_and(|span| remove(table.get_mut(), &span));
-                if !removed {
+                if !span.is_some_and(|span| keep(table.get_mut(), &|other| *other != span)) {
                     return Err(problems);
                 }
             }
@@ -46,9 +48,61 @@ pub(crate) fn tables(source: &Source) -> Result<RecipeTable, Vec<Problem>> {
     }
 }
 
-fn problem(source: &Source, error: &toml::de::Error) -> Problem {
+fn deserialized(table: &Spanned<DeTable<'_>>) -> Result<RecipeTable, toml::de::Error> {
+    serde::Deserialize::deserialize(toml::de::Deserializer::from(table.clone()))
+}
+
+/// Returns the place of the item that is wrong, where `error` points at a whole list: the one that alone
+/// in its list gives the same error.
+fn narrowed(
+    table: &Spanned<DeTable<'_>>,
+    error: &toml::de::Error,
+    span: Range<usize>,
+) -> Range<usize> {
+    let items = items_at(table.get_ref(), &span);
+    let wrong = items.iter().find(|item| {
+        let mut alone = table.clone();
+        keep(alone.get_mut(), &|other| other == *item || !items.contains(other));
+        deserialized(&alone).is_err_and(|other| other.message() == error.message())
+    });
+    wrong.cloned().unwrap_or(span)
+}
+
+/// Returns the places of the items of the list at `span`, if one is there.
+fn items_at(table: &DeTable<'_>, span: &Range<usize>) -> Vec<Range<usize>> {
+    table
+        .values()
+        .map(|value| match value.get_ref() {
+            DeValue::Array(items) if value.span() == *span => {
+                items.iter().map(Spanned::span).collect()
+            }
+            DeValue::Array(items) => items
+                .iter()
+                .filter_map(|item| item.get_ref().as_table())
+                .map(|inner| items_at(inner, span))
+                .find(|items| !items.is_empty())
+                .unwrap_or_default(),
+            DeValue::Table(inner) => items_at(inner, span),
+            _ => Vec::new(),
+        })
+        .find(|items| !items.is_empty())
+        .unwrap_or_default()
+}
+
+/// Returns what a parser or a type says, in the words of TOML instead of serde's.
+fn problem(source: &Source, error: &toml::de::Error, span: Option<Range<usize>>) -> Problem {
     let end = source.text().len();
-    source.problem(error.span().unwrap_or(end..end), error.message())
+    let message = error
+        .message()
+        .replace("invalid type: map, expected a sequence", "one table where a list is expected")
+        .replace("expected a sequence", "expected a list")
+        .replace("invalid type: map", "invalid type: table")
+        .replace("expected struct GuestTable", "expected a guest's table");
+    let problem = source.problem(span.or(error.span()).unwrap_or(end..end), &message);
+    if message.starts_with("one table where a list") {
+        return problem.help("each item is a table of its own, with two brackets: `[[guest]]`");
+    }
+    problem
 }
 
 /// A recipe of a later nestlab is told to be just that, whatever else in it is not understood.
@@ -110,7 +164,7 @@ fn unknown_key<'a>(
     let word = key.get_ref().as_ref();
     let help = match nearest(word, known.clone()) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("keys here are {}", known.collect::<Vec<_>>().join(", ")),
+        None => format!("the keys here are {}", known.collect::<Vec<_>>().join(", ")),
     };
     source.problem(key.span(), format!("unknown key `{word}`")).help(help)
 }
@@ -127,25 +181,30 @@ fn resolve<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
     }
 }
 
-/// Removes the value at `span`, wherever it stands in `table`; returns whether it was there.
-fn remove(table: &mut DeTable<'_>, span: &std::ops::Range<usize>) -> bool {
-    let key = table.iter().find(|(_, value)| value.span() == *span).map(|(key, _)| key.clone());
-    match key {
-        Some(key) => table.remove(key.get_ref().as_ref()).is_some(),
-        None => table.iter_mut().any(|(_, value)| remove_within(value, span)),
+/// Keeps the values of `table` and of what is inside it whose place `wanted` accepts; returns whether
+/// one went.
+fn keep(table: &mut DeTable<'_>, wanted: &dyn Fn(&Range<usize>) -> bool) -> bool {
+    let unwanted: Vec<_> =
+        table.iter().filter(|(_, v)| !wanted(&v.span())).map(|(key, _)| key.clone()).collect();
+    for key in &unwanted {
+        table.remove(key.get_ref().as_ref());
     }
+    table
+        .iter_mut()
+        .fold(!unwanted.is_empty(), |gone, (_, value)| keep_within(value, wanted) || gone)
 }
 
-fn remove_within(value: &mut Spanned<DeValue<'_>>, span: &std::ops::Range<usize>) -> bool {
+fn keep_within(value: &mut Spanned<DeValue<'_>>, wanted: &dyn Fn(&Range<usize>) -> bool) -> bool {
     match value.get_mut() {
-        DeValue::Table(inner) => remove(inner, span),
-        DeValue::Array(items) if items.iter().any(|item| item.span() == *span) => {
+        DeValue::Table(inner) => keep(inner, wanted),
+        DeValue::Array(items) => {
+            let before = items.len();
             let mut kept = DeArray::new();
-            items.iter().filter(|item| item.span() != *span).for_each(|i| kept.push(i.clone()));
+            items.iter().filter(|item| wanted(&item.span())).for_each(|i| kept.push(i.clone()));
             *items = kept;
-            true
+            let gone = items.len() < before;
+            items.iter_mut().fold(gone, |gone, item| keep_within(item, wanted) || gone)
         }
-        DeValue::Array(items) => items.iter_mut().any(|item| remove_within(item, span)),
         _ => false,
     }
 }

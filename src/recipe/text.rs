@@ -156,6 +156,56 @@ impl fmt::Display for UserName {
 
 text_type!(UserName, { "type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$" });
 
+/// A TCP port that a server listens at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Port(std::num::NonZeroU16);
+
+impl Port {
+    /// Where SSH servers listen (RFC 4253, 4.1).
+    pub const SSH: Port = Port(std::num::NonZeroU16::new(22).expect("22 is not zero"));
+
+    /// Returns the number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Port)
+            .map_err(|_| format!("`{}` is not a port; ports are 1 to 65535", shown(text)))
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        i64::deserialize(deserializer)?.to_string().parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Port {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Port".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 1, "maximum": u16::MAX })
+    }
+}
+
 /// Where an SSH server is: `user@host:port`, the user and the port left out for ssh's own defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshDestination {
@@ -164,7 +214,7 @@ pub struct SshDestination {
     /// The host's name or IP address, an IPv6 address without its brackets.
     pub host: String,
     /// The port, 22 if left out.
-    pub port: u16,
+    pub port: Port,
 }
 
 impl FromStr for SshDestination {
@@ -201,8 +251,8 @@ impl FromStr for SshDestination {
             return Err(bad());
         }
         let port = match port {
-            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
-            None => 22,
+            Some(port) => port.parse()?,
+            None => Port::SSH,
         };
         Ok(SshDestination { user, host: host.to_owned(), port })
     }
@@ -219,7 +269,7 @@ impl fmt::Display for SshDestination {
         } else {
             f.write_str(&self.host)?
         }
-        if self.port == 22 { Ok(()) } else { write!(f, ":{}", self.port) }
+        if self.port == Port::SSH { Ok(()) } else { write!(f, ":{}", self.port) }
     }
 }
 

@@ -5,7 +5,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::diagnostic::{self, Source};
 use super::hostkey::HostKey;
 use super::model::At;
-use super::text::{MirrorUrl, PackageName, Pattern, ProxyUrl, SshDestination, UserName, VmName};
+use super::text::{
+    MirrorUrl, PackageName, Pattern, Port, ProxyUrl, SshDestination, UserName, VmName,
+};
 use super::units::{Cpus, GuestName, ImageName, LabName, Mebibytes, NetworkName};
 use super::words::{Firmware, HypervisorChoice, HypervisorKind, ReadyKind};
 use super::{read, validate};
@@ -139,7 +141,7 @@ pub struct SshLogin {
     /// The user.
     pub user: UserName,
     /// The port of its SSH server.
-    pub port: u16,
+    pub port: Port,
     /// The private key's file; `None`: the lab's own key.
     pub key: Option<Utf8PathBuf>,
 }

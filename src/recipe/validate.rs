@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use super::diagnostic::{Source, nearest};
 use super::model::{At, GuestTable, RecipeTable, SshTable};
 use super::read::SCHEMA;
+use super::text::Port;
 use super::tree::{
     Guest, GuestSource, ImageRef, MAX_LEVEL, Recipe, RecipeHost, RecipeOrigin, SshLogin,
 };
@@ -26,9 +27,10 @@ pub(crate) fn recipe(
     let mut check = Check { source: &source, origin: &origin, problems: Vec::new() };
     let name = check.head(&tables);
     let patience = check.patience(&tables);
-    let host = host(&tables);
+    let mut host = host(&tables);
     let mut guests = check.guests(tables.guest);
     check.tree(&host, &mut guests);
+    settle_auto(&mut host, &guests);
     check.networks(&guests);
     let problems = check.problems;
     match name {
@@ -49,12 +51,22 @@ pub(crate) fn recipe(
 
 fn host(tables: &RecipeTable) -> RecipeHost {
     let host = tables.host.as_ref();
+    let given = host.and_then(|host| host.hypervisor.as_ref()).map(|at| at.value);
     RecipeHost {
-        hypervisor: host
-            .and_then(|host| host.hypervisor.as_ref())
-            .map_or(HypervisorChoice::Auto, |at| at.value),
+        hypervisor: given.unwrap_or(HypervisorChoice::Auto),
         ssh: host.and_then(|host| host.ssh.as_ref()).map(|at| at.value.clone()),
         host_key: host.and_then(|host| host.host_key.clone()),
+    }
+}
+
+/// What only VirtualBox can do, right on L0, settles which hypervisor L0 uses.
+fn settle_auto(host: &mut RecipeHost, guests: &[Drafted]) {
+    let only_virtualbox = guests.iter().map(|drafted| &drafted.guest).any(|guest| {
+        let additions = guest.ready.as_ref().is_some_and(|r| r.value == ReadyKind::GuestAdditions);
+        guest.level == 1 && (additions || matches!(guest.source, GuestSource::Existing { .. }))
+    });
+    if host.hypervisor == HypervisorChoice::Auto && (only_virtualbox || host.host_key.is_some()) {
+        host.hypervisor = HypervisorChoice::VirtualBox;
     }
 }
 
@@ -302,11 +314,7 @@ impl Check<'_> {
     fn login(&mut self, at: &At<SshTable>) -> Option<SshLogin> {
         let table = &at.value;
         let key = table.key.as_ref().map(|key| self.path(key));
-        let port = table.port.as_ref().map_or(22, |port| port.value);
-        if port == 0 {
-            let span = table.port.as_ref().map_or(at.span(), At::span);
-            self.refuse(span, "no server listens at port 0", "leave the port out for 22");
-        }
+        let port = table.port.as_ref().map_or(Port::SSH, |port| port.value);
         let Some(user) = &table.user else {
             self.refuse(at.span(), "`ssh` does not say which user", "add `user = \"user\"`");
             return None;
