@@ -213,6 +213,23 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Returns the files that help to understand a failure, whether or not they exist yet.
     async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>>;
 
+    /// Returns the error that tells why the VM is down, with the end of its log, if it went down by a
+    /// failure of its own: the hypervisor gave up on it, or its process died. `None` for one that runs
+    /// or was stopped. Whoever waits for a guest asks this now and then.
+    async fn down_because(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+    ) -> Result<Option<crate::Error>> {
+        Ok(match self.inspect(host, spec).await?.map(|actual| actual.power) {
+            Some(Power::Crashed(why)) => Some(
+                crate::Error::failed(format!("{} gave up on {}: {why}", self.kind(), spec.vm))
+                    .on(host.name()),
+            ),
+            _ => None,
+        })
+    }
+
     /// Takes a snapshot called `name`.
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
 

@@ -1,10 +1,38 @@
-//! Placeholder.
-/// The driver.
-#[derive(Debug, Default)]
-pub struct VirtualBox;
-impl VirtualBox {
-    /// New.
-    pub fn new() -> Self {
-        VirtualBox
-    }
+//! Oracle VirtualBox, driven through `VBoxManage`; the same at L0 and inside every deeper level.
+//!
+//! The parts that only think (`parse`, `fault`, `settings`, `storage`, `diff`, `former`, `remedies`, `log`)
+//! are pure; `manage` is the one that runs VBoxManage, `machine` and `driver` say when.
+
+mod diff;
+mod driver;
+pub mod fault;
+pub mod former;
+mod log;
+mod machine;
+mod manage;
+mod parse;
+mod ports;
+pub mod remedies;
+mod settings;
+#[cfg(test)]
+mod specimen;
+mod start;
+mod storage;
+mod surroundings;
+#[cfg(test)]
+mod transcript;
+mod version;
+
+use camino::Utf8PathBuf;
+
+pub use diff::{FREE_PORT, SNAPSHOT_BEFORE};
+pub use driver::VirtualBox;
+pub use former::Former;
+pub use manage::Installed;
+
+use super::GuestSpec;
+
+/// Returns the file into which a guest's first serial port is written.
+fn serial_log(spec: &GuestSpec) -> Utf8PathBuf {
+    spec.directory.join("serial.log")
 }

@@ -1,0 +1,476 @@
+//! The driver: [`Hypervisor`] for VirtualBox, and what VirtualBox has beyond it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::diff::{self, FREE_PORT};
+use super::fault::Fault;
+use super::former::Former;
+use super::manage::{self, Installed, Manage, PROGRAM_VARIABLE};
+use super::remedies::{self, KvmBeside};
+use super::surroundings::{Found, look};
+use super::version::Spelling;
+use super::{machine, parse, ports, serial_log, settings, start};
+use crate::error::{Error, Kind, Result};
+use crate::event::Feed;
+use crate::host::{Command, Host, Patience, StreamAddress};
+use crate::hypervisor::{
+    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin, Power,
+    Probe, Stop, Trace,
+};
+use crate::recipe::hostkey::{HostKey, Platform};
+
+/// How long a guest may take on bare metal to shut down when its power button is pressed.
+const SHUTS_DOWN: Duration = Duration::from_secs(90);
+
+/// How often what is left of the differences is worked off. One round is enough for a VM that is there;
+/// an imported appliance shows what it lacks only afterwards.
+const ROUNDS: usize = 3;
+
+/// The extra data under which VirtualBox's windows keep their Host Key.
+const HOST_KEY: &str = "GUI/Input/HostKeyCombination";
+
+/// VirtualBox on any host. One value serves all hosts; it remembers what it found on each.
+#[derive(Debug, Default)]
+pub struct VirtualBox {
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+/// What is remembered of a host.
+#[derive(Debug, Clone)]
+struct Known {
+    installed: Installed,
+    patience: Patience,
+}
+
+impl VirtualBox {
+    /// Returns the driver. On this machine `NESTLAB_VBOXMANAGE` names the program if it is set.
+    pub fn new() -> Self {
+        VirtualBox::default()
+    }
+
+    /// Returns VirtualBox as it is installed on `host`, whether or not it can start VMs there.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`] if it is not there.
+    pub async fn installed(&self, host: &dyn Host) -> Result<Installed> {
+        Ok(self.known(host).await?.installed)
+    }
+
+    /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
+    pub async fn host_key(&self, host: &dyn Host) -> Result<Option<HostKey>> {
+        let manage = self.manage(host).await?;
+        let answer = manage.run(&["getextradata", "global", HOST_KEY]).await?;
+        let platform = platform(host, &manage.installed().program).await?;
+        HostKey::from_codes(parse::value(&answer).as_deref(), platform)
+            .map_err(|message| Error::failed(message).on(host.name()))
+    }
+
+    /// Sets the Host Key of VirtualBox's windows on `host`.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`] if that system has no such key.
+    pub async fn set_host_key(&self, host: &dyn Host, key: &HostKey) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let platform = platform(host, &manage.installed().program).await?;
+        let codes = key.codes(platform).ok_or_else(|| {
+            Error::new(Kind::HostCannot, format!("there is no key {key} on {platform}"))
+                .on(host.name())
+        })?;
+        manage.run(&["setextradata", "global", HOST_KEY, &codes]).await?;
+        Ok(())
+    }
+
+    /// Gives an existing VM the settings back that it had before nestlab changed it. A VM that is gone
+    /// has nothing to be given back.
+    pub async fn restore_former(
+        &self,
+        host: &dyn Host,
+        former: &Former,
+        feed: &Feed,
+    ) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let spelling = Spelling::of(&manage.installed().version);
+        let Some(actual) = machine::show(&manage, &former.vm).await? else { return Ok(()) };
+        let way_back = former.way_back(&actual.settings, spelling);
+        if way_back.is_empty() {
+            return Ok(());
+        }
+        self.power_off(&manage, &actual, &former.name, feed).await?;
+        for (setting, args) in way_back {
+            feed.doing(format!("restoring {setting}"));
+            let command = manage.command(["modifyvm", &former.vm]).args(args);
+            manage.run_command(&command, feed).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns how VirtualBox executes the guest, as the log of its run tells: `HM: HMR3Init: AMD-V w/
+    /// nested paging`.
+    pub async fn execution(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
+        let manage = self.manage(host).await?;
+        Ok(start::execution(host, &there(&manage, spec).await?).await)
+    }
+
+    async fn known(&self, host: &dyn Host) -> Result<Known> {
+        let remembered = self.lock().get(host.name()).cloned();
+        if let Some(known) = remembered {
+            return Ok(known);
+        }
+        let wanted = if host.is_local() { std::env::var(PROGRAM_VARIABLE).ok() } else { None };
+        let installed = manage::find(host, wanted.as_deref().map(Utf8Path::new)).await?;
+        let known = Known { installed, patience: Patience::NATIVE };
+        self.lock().insert(host.name().to_owned(), known.clone());
+        Ok(known)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn manage<'a>(&self, host: &'a dyn Host) -> Result<Manage<'a>> {
+        Ok(Manage::new(host, self.known(host).await?.installed))
+    }
+
+    /// Returns how long a change of state may take on `host`.
+    fn settles(&self, host: &dyn Host) -> Duration {
+        self.patience(host).limit(machine::SETTLES)
+    }
+
+    fn patience(&self, host: &dyn Host) -> Patience {
+        self.lock().get(host.name()).map_or(Patience::NATIVE, |known| known.patience)
+    }
+
+    /// Powers the VM off for a change of its settings: gracefully, and never at the cost of a session
+    /// that was saved.
+    async fn power_off(
+        &self,
+        manage: &Manage<'_>,
+        actual: &Actual,
+        name: &str,
+        feed: &Feed,
+    ) -> Result<()> {
+        let host = manage.host();
+        if actual.power == Power::Saved {
+            return Err(Error::failed(format!(
+                "{name} is saved, and its settings cannot be changed without losing its session"
+            ))
+            .on(host.name())
+            .hint(format!(
+                "start it and shut it down, or `{} discardstate {}`",
+                manage.installed().program,
+                actual.id
+            )));
+        }
+        let grace = self.patience(host).limit(SHUTS_DOWN);
+        machine::stop(manage, actual, Stop::Graceful(grace), self.settles(host), feed).await
+    }
+
+    /// Runs the commands of `changes` in their order.
+    async fn apply(
+        &self,
+        manage: &Manage<'_>,
+        spec: &GuestSpec,
+        changes: &[Change],
+        feed: &Feed,
+    ) -> Result<()> {
+        if changes.iter().any(|change| change.commands.iter().any(makes_media)) {
+            machine::forget_media(manage, &spec.directory).await?;
+        }
+        if changes.iter().any(|change| change.needs_power_off)
+            && let Some(actual) = machine::inspect(manage, spec).await?
+        {
+            self.power_off(manage, &actual, &spec.vm, feed).await?;
+        }
+        for change in changes {
+            feed.doing(format!("{}: {}", change.setting, change.wanted));
+            for command in &change.commands {
+                let command = with_free_port(manage.host(), command).await?;
+                manage.run_command(&command, feed).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a command makes a disk image that VirtualBox may know from an interrupted run.
+fn makes_media(command: &Command) -> bool {
+    let makes = ["convertfromraw", "clonemedium", "import"];
+    command.argv().get(1).is_some_and(|word| makes.contains(&word.as_str()))
+}
+
+/// Returns the command with a port that is free on `host` in place of [`FREE_PORT`].
+async fn with_free_port(host: &dyn Host, command: &Command) -> Result<Command> {
+    if !command.argv().iter().any(|arg| arg.contains(FREE_PORT)) {
+        return Ok(command.clone());
+    }
+    let port = ports::free(host).await?.to_string();
+    Ok(Command::from_argv(command.argv().iter().map(|arg| arg.replace(FREE_PORT, &port))))
+}
+
+/// Returns whose key codes the VirtualBox `program` on `host` uses.
+async fn platform(host: &dyn Host, program: &Utf8Path) -> Result<Platform> {
+    if program.as_str().ends_with(".exe") {
+        return Ok(Platform::Windows);
+    }
+    let system = host.check(&Command::new("uname").arg("-s")).await?.text();
+    Ok(if system.trim() == "Darwin" { Platform::MacOs } else { Platform::Linux })
+}
+
+/// Returns the VM of `spec`, which must be there.
+async fn there(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Actual> {
+    machine::inspect(manage, spec).await?.ok_or_else(|| {
+        Error::failed(format!("the VM {} is not there", spec.vm))
+            .on(manage.host().name())
+            .hint("`nestlab up` makes it")
+    })
+}
+
+/// Returns the UUID of the VM's snapshot `name`; of several the first.
+fn snapshot_uuid(actual: &Actual, name: &str) -> Option<String> {
+    let (setting, _) = actual
+        .settings
+        .iter()
+        .find(|(setting, value)| setting.starts_with("SnapshotName") && value.as_str() == name)?;
+    actual.settings.get(&setting.replacen("SnapshotName", "SnapshotUUID", 1)).cloned()
+}
+
+#[async_trait]
+impl Hypervisor for VirtualBox {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::VirtualBox
+    }
+
+    async fn probe(&self, host: &dyn Host) -> Result<Probe> {
+        // What is remembered may be older than an upgrade on the host.
+        self.lock().remove(host.name());
+        let installed = self.installed(host).await?;
+        let mut found = look(host).await?;
+        found.around.virtualbox = Some(installed.version.clone());
+        if found.driver == Some(false) {
+            let error = Error::new(Kind::HostCannot, "VirtualBox's kernel driver is not loaded")
+                .on(host.name());
+            return Err(remedies::hints(Fault::Driver, &found.around)
+                .into_iter()
+                .fold(error, Error::hint));
+        }
+        let manage = Manage::new(host, installed.clone());
+        let hostinfo = parse::fields(&manage.run(&["list", "hostinfo"]).await?);
+        let nests = hostinfo.get("Processor supports nested HW virtualization");
+        let patience = found.patience();
+        self.lock()
+            .insert(host.name().to_owned(), Known { installed: installed.clone(), patience });
+        Ok(Probe {
+            acceleration: Acceleration::VirtualBox,
+            patience,
+            nesting: nesting(&installed, &found, nests.map(String::as_str)),
+            details: BTreeMap::new(),
+            notes: notes(&installed, &found),
+            version: installed.version,
+            version_text: installed.version_text,
+            program: installed.program,
+        })
+    }
+
+    async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>> {
+        machine::inspect(&self.manage(host).await?, spec).await
+    }
+
+    fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change> {
+        diff::changes(spec, actual, probe)
+    }
+
+    async fn change(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        changes: &[Change],
+        feed: &Feed,
+    ) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let probe = bare_probe(manage.installed());
+        let mut left = changes.to_vec();
+        for _ in 0..ROUNDS {
+            if left.is_empty() {
+                return Ok(());
+            }
+            self.apply(&manage, spec, &left, feed).await?;
+            left = diff::changes(spec, machine::inspect(&manage, spec).await?.as_ref(), &probe);
+        }
+        let names: Vec<&str> = left.iter().map(|change| change.setting.as_str()).collect();
+        Err(Error::failed(format!(
+            "VirtualBox took the changes of {}, but these are not as wanted: {}",
+            spec.vm,
+            names.join(", ")
+        ))
+        .on(host.name()))
+    }
+
+    fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command> {
+        start::commands(&probe.program, spec, &spec.vm)
+    }
+
+    async fn start(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        _probe: &Probe,
+        feed: &Feed,
+    ) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let actual = there(&manage, spec).await?;
+        match &actual.power {
+            Power::Running => Ok(()),
+            Power::Paused => {
+                manage.run(&["controlvm", &actual.id, "resume"]).await?;
+                Ok(())
+            }
+            Power::Off | Power::Saved => start::start(&manage, spec, &actual, feed).await,
+            Power::Crashed(_) | Power::Changing(_) => {
+                machine::stop(&manage, &actual, Stop::Now, self.settles(host), feed).await?;
+                let actual = there(&manage, spec).await?;
+                start::start(&manage, spec, &actual, feed).await
+            }
+        }
+    }
+
+    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
+        let manage = self.manage(host).await?;
+        match machine::inspect(&manage, spec).await? {
+            Some(actual) => machine::stop(&manage, &actual, how, self.settles(host), feed).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()> {
+        match &spec.origin {
+            Origin::Existing { .. } => Ok(()),
+            Origin::Made(_) => machine::remove(&self.manage(host).await?, spec, feed).await,
+        }
+    }
+
+    async fn endpoint(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        guest_port: u16,
+    ) -> Result<StreamAddress> {
+        let actual = there(&self.manage(host).await?, spec).await?;
+        let port = settings::rules(&actual.settings).find_map(|rule| rule.host_port(guest_port));
+        port.map(|port| StreamAddress::Tcp("127.0.0.1".to_owned(), port)).ok_or_else(|| {
+            let error = Error::failed(format!("port {guest_port} of {} is not forwarded", spec.vm))
+                .on(host.name());
+            if settings::nat_adapter(&actual.settings).is_some() {
+                error.hint("`nestlab up` forwards it")
+            } else {
+                error.hint("the VM has no NAT adapter: give it one, or an address in the recipe")
+            }
+        })
+    }
+
+    async fn guest_property(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        name: &str,
+    ) -> Result<Option<String>> {
+        let manage = self.manage(host).await?;
+        let actual = there(&manage, spec).await?;
+        Ok(parse::value(&manage.run(&["guestproperty", "get", &actual.id, name]).await?))
+    }
+
+    async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let actual = there(&manage, spec).await?;
+        manage.run(&["controlvm", &actual.id, "screenshotpng", to.as_str()]).await?;
+        host.check(&Command::new("test").args(["-s", to.as_str()])).await?;
+        Ok(())
+    }
+
+    fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {
+        serial_log(spec)
+    }
+
+    async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>> {
+        let manage = self.manage(host).await?;
+        let mut traces = vec![Trace { name: "serial".to_owned(), path: serial_log(spec) }];
+        if let Some(actual) = machine::inspect(&manage, spec).await?
+            && let Some(folder) = machine::log_folder(&actual)
+        {
+            let files = ["VBox.log", "VBoxHardening.log"];
+            traces
+                .extend(files.map(|name| Trace { name: name.to_owned(), path: folder.join(name) }));
+        }
+        Ok(traces)
+    }
+
+    async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let actual = there(&manage, spec).await?;
+        if snapshot_uuid(&actual, name).is_some() {
+            return Err(
+                Error::failed(format!("{} has a snapshot {name} already", spec.vm)).on(host.name())
+            );
+        }
+        manage.run(&["snapshot", &actual.id, "take", name]).await?;
+        Ok(())
+    }
+
+    async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let actual = there(&manage, spec).await?;
+        let uuid = snapshot_uuid(&actual, name).ok_or_else(|| {
+            Error::failed(format!("{} has no snapshot {name}", spec.vm)).on(host.name())
+        })?;
+        let feed = Feed::silent();
+        machine::stop(&manage, &actual, Stop::Now, self.settles(host), &feed).await?;
+        manage.run(&["snapshot", &actual.id, "restore", &uuid]).await?;
+        let actual = there(&manage, spec).await?;
+        if actual.power == Power::Saved {
+            start::start(&manage, spec, &actual, &feed).await?;
+        }
+        Ok(())
+    }
+
+    async fn down_because(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
+        let manage = self.manage(host).await?;
+        match machine::inspect(&manage, spec).await? {
+            Some(actual) => Ok(start::why_down(&manage, spec, &actual).await),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Returns what the pure parts need of a probe.
+fn bare_probe(installed: &Installed) -> Probe {
+    Probe {
+        version: installed.version.clone(),
+        version_text: installed.version_text.clone(),
+        program: installed.program.clone(),
+        acceleration: Acceleration::VirtualBox,
+        patience: Patience::NATIVE,
+        nesting: Nesting::Claimed,
+        details: BTreeMap::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn nesting(installed: &Installed, found: &Found, hostinfo_says: Option<&str>) -> Nesting {
+    remedies::nesting(&installed.version, found.around.cpu, hostinfo_says)
+}
+
+/// Returns what a user should know about VirtualBox on this host.
+fn notes(installed: &Installed, found: &Found) -> Vec<String> {
+    let kernel = found.around.kernel.as_deref().and_then(remedies::kernel_number);
+    let beside = kernel.map(|kernel| remedies::kvm_beside(kernel, &installed.version));
+    match beside {
+        Some(KvmBeside::MustLetGo) if found.around.kvm_loaded => {
+            remedies::hints(Fault::VirtualizationInUse, &found.around)
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,257 @@
+//! One VM on one host: found without taking another for it, looked at, started, stopped and removed.
+
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::fault::Fault;
+use super::manage::{Failure, Manage};
+use super::parse::{self, Listed};
+use super::{diff, storage};
+use crate::error::{Error, Kind, Result};
+use crate::event::Feed;
+use crate::hypervisor::{Actual, GuestSpec, Media, Origin, Power, Stop};
+
+/// How often a VM is looked at that is to change its state.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long VirtualBox may take on bare metal to bring a VM from one state into the next.
+pub(crate) const SETTLES: Duration = Duration::from_secs(60);
+
+/// Returns the power that VirtualBox's word for a VM's state means (VBoxManageInfo.cpp, machineStateToName).
+pub(crate) fn power(state: &str) -> Power {
+    match state {
+        "poweroff" | "aborted" | "teleported" => Power::Off,
+        "saved" | "aborted-saved" => Power::Saved,
+        "running" | "livesnapshotting" | "onlinesnapshotting" | "teleporting" => Power::Running,
+        "paused" | "teleportingpausedvm" => Power::Paused,
+        "gurumeditation" => Power::Crashed(state.to_owned()),
+        other => Power::Changing(other.to_owned()),
+    }
+}
+
+/// Returns the VMs of `list vms`.
+async fn listed(manage: &Manage<'_>) -> Result<Vec<Listed>> {
+    Ok(parse::list_vms(&manage.run(&["list", "vms"]).await?))
+}
+
+/// Returns the VM `uuid` as it is; `None` if it is not there, or its settings file cannot be read.
+pub(crate) async fn show(manage: &Manage<'_>, uuid: &str) -> Result<Option<Actual>> {
+    match manage.run(&["showvminfo", uuid, "--machinereadable"]).await {
+        Ok(text) => {
+            let settings = parse::machine_readable(&text);
+            let state = settings.get("VMState").map_or("", String::as_str);
+            Ok(Some(Actual { id: uuid.to_owned(), power: power(state), settings }))
+        }
+        Err(Failure { fault: Fault::NotFound | Fault::AccessDenied, .. }) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Returns the VM of `spec`, and what `showvminfo` does not tell of it.
+pub(crate) async fn inspect(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
+    let found = match &spec.origin {
+        Origin::Made(_) => find_made(manage, spec).await?,
+        Origin::Existing { vm, .. } => Some(find_existing(manage, vm).await?),
+    };
+    let Some(mut actual) = found else { return Ok(None) };
+    let resizable = !matches!(spec.origin, Origin::Made(Media::Iso(_)));
+    if let Some(slot) = diff::first_disk(&actual.settings)
+        && let Some(disk) = actual.settings.get(&slot.uuid_setting())
+        && spec.disk.is_some()
+        && resizable
+    {
+        let info = manage.run(&["showmediuminfo", "disk", disk]).await?;
+        if let Some(mib) = parse::capacity_mib(&info) {
+            actual.settings.insert(diff::DISK_MIB.to_owned(), mib.to_string());
+        }
+    }
+    Ok(Some(actual))
+}
+
+/// Returns the VM that nestlab made for `spec`: it has the name, and its settings file lies in the guest's
+/// folder. Several VMs may have one name.
+async fn find_made(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
+    let mut foreign = None;
+    for vm in listed(manage).await?.into_iter().filter(|vm| vm.name == spec.vm) {
+        let Some(actual) = show(manage, &vm.uuid).await? else { continue };
+        let file = actual.settings.get("CfgFile").cloned().unwrap_or_default();
+        if Utf8Path::new(&file).starts_with(&spec.directory) {
+            return Ok(Some(actual));
+        }
+        foreign = Some(file);
+    }
+    match foreign {
+        None => Ok(None),
+        Some(file) => Err(Error::failed(format!(
+            "a VM called {} is there already, and nestlab did not make it",
+            spec.vm
+        ))
+        .on(manage.host().name())
+        .hint(format!(
+            "its settings file is {file}: rename that VM, or give the lab another name"
+        ))),
+    }
+}
+
+/// Returns the VM that has this name or UUID.
+async fn find_existing(manage: &Manage<'_>, wanted: &str) -> Result<Actual> {
+    let all = listed(manage).await?;
+    let uuid = uuid::Uuid::try_parse(wanted).ok().map(|uuid| uuid.to_string());
+    let right = |vm: &&Listed| vm.name == wanted || Some(&vm.uuid) == uuid.as_ref();
+    let found: Vec<&Listed> = all.iter().filter(right).collect();
+    let fail = |message: String, hint: String| {
+        Err(Error::new(Kind::HostCannot, message).on(manage.host().name()).hint(hint))
+    };
+    match found.as_slice() {
+        [] => {
+            let names: Vec<&str> =
+                all.iter().filter(|vm| !vm.is_inaccessible()).map(|vm| vm.name.as_str()).collect();
+            fail(
+                format!("there is no VM called {wanted}"),
+                format!("there are: {}", names.join(", ")),
+            )
+        }
+        [vm] => match show(manage, &vm.uuid).await? {
+            Some(actual) => Ok(actual),
+            None => fail(
+                format!("the settings of the VM {wanted} cannot be read"),
+                "is its settings file still there, and does this user own it?".to_owned(),
+            ),
+        },
+        several => {
+            let uuids: Vec<&str> = several.iter().map(|vm| vm.uuid.as_str()).collect();
+            fail(
+                format!("{} VMs are called {wanted}", several.len()),
+                format!("name the one that is meant by its UUID: {}", uuids.join(", ")),
+            )
+        }
+    }
+}
+
+/// Waits until `reached` says so of the VM's power, and returns it; for at most `limit` in which the state
+/// does not change at all.
+async fn wait_for(
+    manage: &Manage<'_>,
+    uuid: &str,
+    limit: Duration,
+    reached: impl Fn(&Power) -> bool,
+) -> Result<Option<Power>> {
+    let mut last = None;
+    let mut since = Instant::now();
+    loop {
+        let Some(actual) = show(manage, uuid).await? else { return Ok(None) };
+        if reached(&actual.power) {
+            return Ok(Some(actual.power));
+        }
+        if last.as_ref() != Some(&actual.power) {
+            since = Instant::now();
+            last = Some(actual.power);
+        } else if since.elapsed() >= limit {
+            return Ok(last);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn is_off(power: &Power) -> bool {
+    matches!(power, Power::Off | Power::Saved)
+}
+
+/// Stops the VM; `settles` is how long VirtualBox may take here for a change of state.
+pub(crate) async fn stop(
+    manage: &Manage<'_>,
+    actual: &Actual,
+    how: Stop,
+    settles: Duration,
+    feed: &Feed,
+) -> Result<()> {
+    let uuid = actual.id.as_str();
+    let settled = |power: &Power| !matches!(power, Power::Changing(_));
+    let mut power = wait_for(manage, uuid, settles, settled).await?;
+    if let (Some(Power::Running), Stop::Graceful(grace)) = (&power, how) {
+        feed.doing("pressing the power button");
+        match manage.run(&["controlvm", uuid, "acpipowerbutton"]).await {
+            Ok(_) => power = wait_for(manage, uuid, grace, is_off).await?,
+            Err(Failure { fault: Fault::InvalidState, .. }) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    if power.as_ref().is_none_or(is_off) {
+        return Ok(());
+    }
+    feed.doing("pulling the plug");
+    match manage.run(&["controlvm", uuid, "poweroff"]).await {
+        Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
+        Err(failure) => return Err(failure.into()),
+    }
+    match wait_for(manage, uuid, settles, is_off).await? {
+        None => Ok(()),
+        Some(power) if is_off(&power) => Ok(()),
+        Some(power) => Err(Error::failed(format!("the VM does not stop: it stays {power:?}"))
+            .on(manage.host().name())),
+    }
+}
+
+/// Removes the VM that nestlab made for `spec`, with its media and its folder, as far as each is there.
+pub(crate) async fn remove(manage: &Manage<'_>, spec: &GuestSpec, feed: &Feed) -> Result<()> {
+    for uuid in registered_in(manage, &spec.directory).await? {
+        if let Some(actual) = show(manage, &uuid).await? {
+            stop(manage, &actual, Stop::Now, SETTLES, feed).await?;
+            feed.doing("removing the VM");
+            let command = manage.command(["unregistervm", &uuid, "--delete"]);
+            manage.run_command(&command, feed).await?;
+        } else {
+            forget_unreadable(manage, &uuid).await?;
+        }
+    }
+    forget_media(manage, &spec.directory).await?;
+    remove_folder(manage, &spec.directory).await
+}
+
+/// Unregisters a VM whose settings file cannot be read; there is nothing that VirtualBox could delete.
+async fn forget_unreadable(manage: &Manage<'_>, uuid: &str) -> Result<()> {
+    match manage.run(&["unregistervm", uuid]).await {
+        Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => Ok(()),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Returns the UUIDs of all VMs whose settings file lies, or lay, in `directory`.
+async fn registered_in(manage: &Manage<'_>, directory: &Utf8Path) -> Result<Vec<String>> {
+    let files = parse::settings_files(&manage.run(&["list", "--long", "vms"]).await?);
+    let inside = |file: &str| Utf8Path::new(file).starts_with(directory);
+    Ok(files.into_iter().filter(|(_, file)| inside(file)).map(|(uuid, _)| uuid).collect())
+}
+
+/// Makes VirtualBox forget the disks in `directory` that no VM has: an interrupted run left them.
+pub(crate) async fn forget_media(manage: &Manage<'_>, directory: &Utf8Path) -> Result<()> {
+    for path in parse::media(&manage.run(&["list", "hdds"]).await?) {
+        if Utf8Path::new(&path).starts_with(directory) {
+            match manage.run(&["closemedium", "disk", &path]).await {
+                // It is attached: that VM has it.
+                Ok(_) | Err(Failure { fault: Fault::InUse | Fault::NotFound, .. }) => {}
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes the guest's folder, which is nestlab's own.
+async fn remove_folder(manage: &Manage<'_>, directory: &Utf8Path) -> Result<()> {
+    let deep = directory.is_absolute() && directory.components().count() > 2;
+    if !deep {
+        return Err(Error::internal(format!("{directory} is not a guest's folder")));
+    }
+    let storage::Act::Program(argv) = storage::remove(directory) else {
+        return Err(Error::internal("folders are removed by a program"));
+    };
+    manage.host().check(&crate::host::Command::from_argv(argv)).await?;
+    Ok(())
+}
+
+/// Returns where the VM's logs lie.
+pub(crate) fn log_folder(actual: &Actual) -> Option<Utf8PathBuf> {
+    actual.settings.get("LogFldr").map(Utf8PathBuf::from)
+}

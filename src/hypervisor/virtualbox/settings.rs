@@ -1,0 +1,327 @@
+//! A VM's settings: what a [`GuestSpec`] wants of them, in VirtualBox's own names and values, and the
+//! arguments of `modifyvm` that set each. Pure.
+
+use std::collections::BTreeMap;
+
+use super::version::Spelling;
+use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+
+/// A VM's settings as `showvminfo --machinereadable` names them; see [`super::parse::machine_readable`].
+pub(crate) type Settings = BTreeMap<String, String>;
+
+/// One setting, its wanted value, and the arguments after `modifyvm VM` that set it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) setting: String,
+    pub(crate) value: String,
+    pub(crate) args: Vec<String>,
+}
+
+impl Wanted {
+    fn new(setting: impl Into<String>, value: impl Into<String>, spelling: Spelling) -> Self {
+        let (setting, value) = (setting.into(), value.into());
+        let args = arguments(&setting, &value, spelling)
+            .expect("only settings that have an option are wanted");
+        Wanted { setting, value, args }
+    }
+}
+
+/// Returns the NAT network that settings call `nat`.
+fn default_nat() -> Subnet {
+    Subnet::new(10, 0, 2)
+}
+
+/// The network adapters that a VM may have on every chipset.
+pub(crate) const ADAPTERS: std::ops::RangeInclusive<u32> = 1..=8;
+
+/// Returns the arguments after `modifyvm VM` that give `setting` the `value`; `None` if it is not a
+/// setting that nestlab changes.
+pub(crate) fn arguments(setting: &str, value: &str, spelling: Spelling) -> Option<Vec<String>> {
+    let one = |option: String, value: &str| Some(vec![option, value.to_owned()]);
+    let number =
+        |prefix: &str| setting.strip_prefix(prefix).and_then(|rest| rest.parse::<u32>().ok());
+    match setting {
+        "cpus" | "memory" | "vram" | "ioapic" | "acpi" | "hwvirtex" | "nested-hw-virt"
+        | "graphicscontroller" | "boot1" | "boot2" | "boot3" | "boot4" => {
+            one(format!("--{setting}"), value)
+        }
+        "nestedpaging" => one(spelling.nested_paging(), value),
+        "paravirtprovider" => one(spelling.paravirt_provider(), value),
+        "firmware" => one("--firmware".to_owned(), &value.to_ascii_lowercase()),
+        "uart1" => {
+            let (base, irq) = value.split_once(',').unwrap_or((value, ""));
+            let words = ["--uart1", base, irq];
+            Some(words.into_iter().filter(|w| !w.is_empty()).map(str::to_owned).collect())
+        }
+        "uartmode1" => {
+            let (kind, target) = value.split_once(',').unwrap_or((value, ""));
+            let words = [spelling.uart_mode(), kind.to_owned(), target.to_owned()];
+            Some(words.into_iter().filter(|word| !word.is_empty()).collect())
+        }
+        _ => {
+            if let Some(adapter) = number("nic") {
+                one(format!("--nic{adapter}"), value)
+            } else if let Some(adapter) = number("natnet") {
+                let network = if value == "nat" { "default" } else { value };
+                one(spelling.nat_net(adapter), network)
+            } else if let Some(adapter) = number("intnet") {
+                one(format!("--intnet{adapter}"), value)
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// Returns whether two values of `setting` mean the same.
+pub(crate) fn same(setting: &str, a: &str, b: &str) -> bool {
+    match setting {
+        "firmware" => {
+            // `EFI` means the one that fits the guest, and every guest here is 64-bit.
+            let width = |value: &str| value.to_ascii_lowercase().replace("efi64", "efi");
+            width(a) == width(b)
+        }
+        "uart1" | "ioapic" | "acpi" => a.eq_ignore_ascii_case(b),
+        _ if setting.starts_with("natnet") => {
+            let subnet = |value: &str| match value {
+                "nat" => default_nat().to_string(),
+                other => other.to_owned(),
+            };
+            subnet(a) == subnet(b)
+        }
+        _ => a == b,
+    }
+}
+
+/// Returns what `modifyvm` can set of what `spec` wants, in order. Networks come at the adapters that
+/// [`adapters`] chooses in `actual`.
+pub(crate) fn wanted(
+    spec: &GuestSpec,
+    actual: Option<&Settings>,
+    spelling: Spelling,
+) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    let mut want = |setting: &str, value: &str| wanted.push(Wanted::new(setting, value, spelling));
+    want("cpus", &spec.cpus.to_string());
+    want("memory", &spec.memory.get().to_string());
+    want("acpi", "on");
+    want("ioapic", "on");
+    want("hwvirtex", "on");
+    want("nestedpaging", "on");
+    if spec.nested {
+        want("nested-hw-virt", "on");
+    }
+    if let Origin::Made(media) = &spec.origin {
+        if !spec.nested {
+            want("nested-hw-virt", "off");
+        }
+        want("graphicscontroller", "vmsvga");
+        if !matches!(media, Media::Ova(_)) {
+            want("vram", "16");
+            want("firmware", if spec.firmware == Firmware::Efi { "EFI64" } else { "BIOS" });
+            let first = if matches!(media, Media::Iso(_)) { "dvd" } else { "disk" };
+            want("boot1", first);
+            (2..=4).for_each(|place| want(&format!("boot{place}"), "none"));
+        }
+        want("nic1", "nat");
+        let network =
+            if spec.subnet == default_nat() { "nat".into() } else { spec.subnet.to_string() };
+        want("natnet1", &network);
+        want("uart1", "0x03f8,4");
+        want("uartmode1", &format!("file,{}", super::serial_log(spec)));
+    }
+    for (adapter, network) in adapters(spec, actual).into_iter().zip(&spec.networks) {
+        want(&format!("nic{adapter}"), "intnet");
+        want(&format!("intnet{adapter}"), network);
+    }
+    wanted
+}
+
+/// Returns the adapters for the networks of `spec`, in their order: the one that is on a network
+/// already, else the next that is free. The first is for NAT.
+fn adapters(spec: &GuestSpec, actual: Option<&Settings>) -> Vec<u32> {
+    let at = |adapter: u32, network: &str| {
+        actual.is_some_and(|vm| {
+            is(vm, &format!("nic{adapter}"), "intnet")
+                && is(vm, &format!("intnet{adapter}"), network)
+        })
+    };
+    let unused = |adapter: u32| {
+        actual.is_none_or(|vm| {
+            vm.get(&format!("nic{adapter}")).is_none_or(|kind| kind == "none" || kind == "null")
+        })
+    };
+    let mut taken = vec![1];
+    for network in &spec.networks {
+        let free = |adapter: &u32| !taken.contains(adapter);
+        let chosen = ADAPTERS
+            .filter(free)
+            .find(|adapter| at(*adapter, network))
+            .or_else(|| ADAPTERS.filter(free).find(|adapter| unused(*adapter)));
+        taken.extend(chosen);
+    }
+    taken.split_off(1)
+}
+
+fn is(settings: &Settings, setting: &str, value: &str) -> bool {
+    settings.get(setting).is_some_and(|actual| actual == value)
+}
+
+/// Returns the first adapter of a VM that is a NAT adapter: where its ports are forwarded.
+pub(crate) fn nat_adapter(settings: &Settings) -> Option<u32> {
+    ADAPTERS.into_iter().find(|adapter| is(settings, &format!("nic{adapter}"), "nat"))
+}
+
+/// A port forward of a NAT adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) adapter: u32,
+    pub(crate) name: String,
+    /// The rule without its name: `tcp,127.0.0.1,2222,,22`.
+    pub(crate) text: String,
+}
+
+impl Rule {
+    /// Returns the rule's setting, `natpf1/nestlab-ssh`.
+    pub(crate) fn setting(&self) -> String {
+        format!("natpf{}/{}", self.adapter, self.name)
+    }
+
+    /// Returns the rule as `--nat-pf1` and `natpf1` take it.
+    pub(crate) fn argument(&self) -> String {
+        format!("{},{}", self.name, self.text)
+    }
+
+    /// Returns the TCP port on 127.0.0.1 that it forwards to the guest's `guest_port`.
+    pub(crate) fn host_port(&self, guest_port: u16) -> Option<u16> {
+        let [protocol, host, port, _, to] =
+            self.text.split(',').collect::<Vec<_>>().try_into().ok()?;
+        let right = protocol == "tcp" && host == "127.0.0.1" && to.parse() == Ok(guest_port);
+        port.parse().ok().filter(|port| right && *port > 0)
+    }
+}
+
+/// Returns a VM's port forwards.
+pub(crate) fn rules(settings: &Settings) -> impl Iterator<Item = Rule> {
+    settings.iter().filter_map(|(setting, text)| {
+        let (adapter, name) = setting.strip_prefix("natpf")?.split_once('/')?;
+        Some(Rule { adapter: adapter.parse().ok()?, name: name.to_owned(), text: text.clone() })
+    })
+}
+
+/// Returns the port on 127.0.0.1 at which `forward` is reached, if the VM has it.
+pub(crate) fn forwarded(settings: &Settings, forward: &Forward) -> Option<u16> {
+    rules(settings)
+        .find(|rule| rule.name == forward.name)
+        .and_then(|rule| rule.host_port(forward.guest_port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::{machine_readable, without_warnings};
+    use super::super::specimen::{existing, spec};
+    use super::super::transcript::printed;
+    use super::*;
+    use semver::Version;
+
+    fn spelling() -> Spelling {
+        Spelling::of(&Version::new(7, 2, 22))
+    }
+
+    fn odd() -> Settings {
+        machine_readable(without_warnings(&printed("odd-vm")))
+    }
+
+    fn value<'a>(wanted: &'a [Wanted], setting: &str) -> Option<&'a str> {
+        wanted.iter().find(|one| one.setting == setting).map(|one| one.value.as_str())
+    }
+
+    #[test]
+    fn a_guest_that_hosts_gets_nesting_apic_acpi_and_nested_paging() {
+        let mut spec = spec();
+        spec.nested = true;
+        let wanted = wanted(&spec, None, spelling());
+        for (setting, expected) in [
+            ("nested-hw-virt", "on"),
+            ("nestedpaging", "on"),
+            ("ioapic", "on"),
+            ("acpi", "on"),
+            ("cpus", "1"),
+            ("memory", "512"),
+            ("nic1", "nat"),
+            ("natnet1", "10.0.3.0/24"),
+            ("uart1", "0x03f8,4"),
+        ] {
+            assert_eq!(value(&wanted, setting), Some(expected), "{setting}");
+        }
+        let args: Vec<_> = wanted.iter().flat_map(|one| one.args.clone()).collect();
+        let line = args.join(" ");
+        assert!(
+            line.contains("--uart1 0x03f8 4 --uart-mode1 file /labs/demo/l2/serial.log"),
+            "{line}"
+        );
+        assert!(line.contains("--nat-net1 10.0.3.0/24"), "{line}");
+    }
+
+    #[test]
+    fn an_existing_vm_keeps_its_screen_firmware_serial_port_and_nat_network() {
+        let wanted = wanted(&existing("x"), Some(&odd()), spelling());
+        let settings: Vec<_> = wanted.iter().map(|one| one.setting.as_str()).collect();
+        assert_eq!(settings, ["cpus", "memory", "acpi", "ioapic", "hwvirtex", "nestedpaging"]);
+    }
+
+    #[test]
+    fn a_network_takes_the_next_free_adapter_and_stays_where_it_is() {
+        let mut spec = spec();
+        spec.networks = vec!["my\"net".into(), "other".into()];
+        // The recorded VM has `my"net` at its second adapter and NAT at its third.
+        let second = wanted(&spec, Some(&odd()), spelling());
+        assert_eq!(value(&second, "intnet2"), Some("my\"net"));
+        assert_eq!(value(&second, "intnet4"), Some("other"));
+        spec.networks.reverse();
+        let turned = wanted(&spec, Some(&odd()), spelling());
+        assert_eq!(value(&turned, "intnet2"), Some("my\"net"));
+        assert_eq!(value(&turned, "intnet4"), Some("other"));
+    }
+
+    #[test]
+    fn values_are_compared_by_what_they_mean() {
+        assert!(same("firmware", "EFI", "EFI64"));
+        assert!(!same("firmware", "EFI32", "EFI64"));
+        assert!(same("natnet1", "nat", "10.0.2.0/24"));
+        assert!(!same("natnet1", "nat", "10.0.3.0/24"));
+        assert!(same("uart1", "0x03F8,4", "0x03f8,4"));
+        assert!(!same("cpus", "1", "2"));
+    }
+
+    #[test]
+    fn a_forward_counts_only_on_loopback_over_tcp_and_to_the_right_port() {
+        let rule = |text: &str| Rule { adapter: 1, name: "s".into(), text: text.into() };
+        assert_eq!(rule("tcp,127.0.0.1,2222,,22").host_port(22), Some(2222));
+        for text in [
+            "udp,127.0.0.1,2222,,22",
+            "tcp,,2222,,22",
+            "tcp,0.0.0.0,2222,,22",
+            "tcp,127.0.0.1,2222,,23",
+            "tcp,127.0.0.1,0,,22",
+            "tcp",
+        ] {
+            assert_eq!(rule(text).host_port(22), None, "{text}");
+        }
+        assert_eq!(nat_adapter(&odd()), Some(1));
+        let names: Vec<_> = rules(&odd()).map(|rule| rule.setting()).collect();
+        assert_eq!(names, ["natpf1/a\"b", "natpf3/ssh"]);
+    }
+
+    #[test]
+    fn every_setting_that_is_wanted_can_be_set_in_every_version() {
+        for version in [Version::new(6, 1, 0), Version::new(7, 0, 0), Version::new(7, 2, 22)] {
+            let spelling = Spelling::of(&version);
+            for one in wanted(&spec(), None, spelling) {
+                assert!(one.args[0].starts_with("--"), "{one:?}");
+                assert_eq!(arguments(&one.setting, &one.value, spelling), Some(one.args));
+            }
+        }
+        assert_eq!(arguments("description", "x", spelling()), None);
+    }
+}

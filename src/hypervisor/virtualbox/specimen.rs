@@ -1,0 +1,68 @@
+//! Guests for the tests of this module.
+
+use std::collections::BTreeMap;
+
+use semver::Version;
+
+use super::parse::{machine_readable, without_warnings};
+use super::transcript::printed;
+use crate::host::Patience;
+use crate::hypervisor::{
+    Acceleration, Actual, Firmware, Forward, GuestSpec, Media, Nesting, Origin, Power, Probe,
+    Subnet,
+};
+use crate::recipe::{Cpus, Mebibytes};
+
+/// Returns a small guest made from an appliance.
+pub(super) fn spec() -> GuestSpec {
+    GuestSpec {
+        vm: "nestlab-demo-l2".into(),
+        directory: "/labs/demo/l2".into(),
+        origin: Origin::Made(Media::Ova("/labs/demo/l2/appliance.ova".into())),
+        cpus: Cpus::ONE,
+        memory: Mebibytes::new(512).expect("not zero"),
+        disk: None,
+        firmware: Firmware::Bios,
+        seed: Some("/labs/demo/l2/seed.img".into()),
+        nested: false,
+        subnet: Subnet::new(10, 0, 3),
+        forwards: vec![Forward { name: "nestlab-ssh".into(), guest_port: 22 }],
+        networks: Vec::new(),
+        gui: false,
+    }
+}
+
+/// Returns the same guest made from `media`.
+pub(super) fn made(media: Media) -> GuestSpec {
+    GuestSpec { origin: Origin::Made(media), ..spec() }
+}
+
+/// Returns a guest that is the VM `vm`, which exists.
+pub(super) fn existing(vm: &str) -> GuestSpec {
+    GuestSpec {
+        vm: vm.into(),
+        origin: Origin::Existing { vm: vm.into(), snapshot_before: true },
+        seed: None,
+        ..spec()
+    }
+}
+
+/// Returns VirtualBox 7.2.22 as probed where guests can nest.
+pub(super) fn probe() -> Probe {
+    Probe {
+        version: Version::new(7, 2, 22),
+        version_text: "7.2.22_Debianr175245".into(),
+        program: "VBoxManage".into(),
+        acceleration: Acceleration::VirtualBox,
+        patience: Patience::NATIVE,
+        nesting: Nesting::Claimed,
+        details: BTreeMap::new(),
+        notes: Vec::new(),
+    }
+}
+
+/// Returns the recorded VM `recording`, as if it were in this state.
+pub(super) fn vm(recording: &str, power: Power) -> Actual {
+    let settings = machine_readable(without_warnings(&printed(recording)));
+    Actual { id: settings["UUID"].clone(), power, settings }
+}

@@ -1,0 +1,158 @@
+//! Starts a VM and finds out what became of it: running, refused with a reason, or given up on.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::fault::Fault;
+use super::manage::{Failure, Manage};
+use super::settings::{self, Rule};
+use super::surroundings::look;
+use super::version::Spelling;
+use super::{log, machine, ports, remedies, serial_log, storage};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Feed, Level};
+use crate::host::{Command, Host};
+use crate::hypervisor::{Actual, GuestSpec, Origin, Power};
+
+/// How many lines of VBox.log are looked at: what tells of an end stands near the end.
+const LOG_LINES: &str = "4000";
+
+/// Returns the commands that start the VM `vm`, by name or UUID.
+///
+/// The serial log of the last run goes first: whoever waits for a line in it must not find an old one.
+pub(crate) fn commands(program: &Utf8Path, spec: &GuestSpec, vm: &str) -> Vec<Command> {
+    let kind = if spec.gui { "gui" } else { "headless" };
+    let start = Command::new(program.as_str()).args(["startvm", vm, "--type", kind]);
+    match (&spec.origin, storage::remove(&serial_log(spec))) {
+        (Origin::Made(_), storage::Act::Program(argv)) => vec![Command::from_argv(argv), start],
+        _ => vec![start],
+    }
+}
+
+/// Starts the VM, which is off, and returns when it runs.
+pub(crate) async fn start(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    actual: &Actual,
+    feed: &Feed,
+) -> Result<()> {
+    if actual.power == Power::Off {
+        keep_ports_free(manage, spec, actual).await?;
+    }
+    for command in commands(&manage.installed().program, spec, &actual.id) {
+        if let Err(failure) = manage.run_command(&command, feed).await {
+            return Err(explain(manage, actual, failure).await);
+        }
+    }
+    // Success is not believed: the VM's own state says whether it runs.
+    match machine::show(manage, &actual.id).await? {
+        Some(now) if matches!(now.power, Power::Running | Power::Paused) => {
+            tell_lost_nesting(manage, spec, &now, feed).await;
+            Ok(())
+        }
+        Some(now) => Err(why_down(manage, spec, &now).await.unwrap_or_else(|| {
+            Error::failed(format!("{} was started and is off again", spec.vm))
+                .on(manage.host().name())
+        })),
+        None => Err(Error::failed(format!("{} disappeared as it was started", spec.vm))),
+    }
+}
+
+/// Moves each forward whose port another program has taken while the VM was off: VirtualBox would start
+/// the VM without it and say so only in its log.
+async fn keep_ports_free(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actual) -> Result<()> {
+    let listening = ports::listening(manage.host()).await?;
+    let spelling = Spelling::of(&manage.installed().version);
+    for forward in &spec.forwards {
+        let Some(rule) = settings::rules(&actual.settings).find(|rule| rule.name == forward.name)
+        else {
+            continue;
+        };
+        if rule.host_port(forward.guest_port).is_some_and(|port| listening.contains(&port)) {
+            let port = ports::free(manage.host()).await?;
+            let text = format!("tcp,127.0.0.1,{port},,{}", forward.guest_port);
+            let option = spelling.nat_pf(rule.adapter);
+            let moved = Rule { text, ..rule.clone() }.argument();
+            let args = ["modifyvm", &actual.id, &option, "delete", &rule.name, &option, &moved];
+            manage.run(&args).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the error for a VM that did not start, with what its log and its host tell about the cause.
+async fn explain(manage: &Manage<'_>, actual: &Actual, failure: Failure) -> Error {
+    let host = manage.host();
+    let logs = logs(host, actual).await;
+    let Ok(mut found) = look(host).await else { return failure.error };
+    found.around.virtualbox = Some(manage.installed().version.clone());
+    let unclear = matches!(failure.fault, Fault::Terminated | Fault::Other | Fault::AccessDenied);
+    let fault = match (unclear, found.driver) {
+        (true, Some(false)) => Fault::Driver,
+        (true, _) => log::fault(&logs).unwrap_or(failure.fault),
+        (false, _) => failure.fault,
+    };
+    let telling = log::telling(&logs).join("\n");
+    let mut error = failure.error.with_kind(remedies::kind(fault));
+    if !telling.is_empty() {
+        error = error.tail(telling.as_bytes());
+    }
+    remedies::hints(fault, &found.around).into_iter().fold(error, Error::hint)
+}
+
+/// Returns the error that tells why the VM is down, if it is down for a reason of its own: a Guru
+/// Meditation, or a process that ended.
+pub(crate) async fn why_down(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    actual: &Actual,
+) -> Option<Error> {
+    let aborted = actual.settings.get("VMState").is_some_and(|state| state == "aborted");
+    let crashed = matches!(actual.power, Power::Crashed(_));
+    if !aborted && !crashed {
+        return None;
+    }
+    let logs = logs(manage.host(), actual).await;
+    let what = match log::guru(&logs) {
+        Some(guru) => format!("VirtualBox gave up on {}: {guru}", spec.vm),
+        None if crashed => format!("VirtualBox gave up on {} (Guru Meditation)", spec.vm),
+        None => format!("the process that ran {} has ended", spec.vm),
+    };
+    let mut error = Error::new(Kind::Failed, what).on(manage.host().name());
+    let telling = log::telling(&logs).join("\n");
+    if !telling.is_empty() {
+        error = error.tail(telling.as_bytes());
+    }
+    if let Some(folder) = machine::log_folder(actual) {
+        error = error.hint(format!("the whole log: {}", folder.join("VBox.log")));
+    }
+    if spec.nested {
+        error = error.hint("nested virtualization is on for this VM: try it with fewer CPUs");
+    }
+    Some(error)
+}
+
+/// Says so when the VM runs, but without the nested virtualization that its settings have.
+async fn tell_lost_nesting(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actual, feed: &Feed) {
+    if spec.nested && log::lost_nesting(&logs(manage.host(), actual).await) {
+        let hints = remedies::nested_flag_absent();
+        feed.notice(Level::Warning, format!("{} runs without svm or vmx: {}", spec.vm, hints[0]));
+    }
+}
+
+/// Returns the end of the VM's logs, as far as there are any.
+async fn logs(host: &dyn Host, actual: &Actual) -> String {
+    let Some(folder) = machine::log_folder(actual) else { return String::new() };
+    let files = ["VBoxHardening.log", "VBox.log"].map(|name| folder.join(name).into_string());
+    let tail = Command::new("tail").args(["-q", "-n", LOG_LINES]).args(files);
+    // A log that is not there, or a host that does not answer, leaves the failure without its lines.
+    host.run(&tail).await.map(|output| output.text()).unwrap_or_default()
+}
+
+/// Returns how VirtualBox executes the running guest, as its log tells: `HM: HMR3Init: AMD-V w/ nested
+/// paging`.
+pub(crate) async fn execution(host: &dyn Host, actual: &Actual) -> Option<String> {
+    let log: Utf8PathBuf = machine::log_folder(actual)?.join("VBox.log");
+    let find = Command::new("grep").args(["-E", "HMR3Init|NEMR3Init", log.as_str()]);
+    let output = host.run(&find).await.ok()?;
+    log::execution(&output.text()).map(str::to_owned)
+}
