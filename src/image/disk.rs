@@ -161,3 +161,6 @@ fn vmdk_descriptor(text: &[u8]) -> Result<()> {
     }
     if extents == 1 { Ok(()) } else { refused(format!("the VMDK image has {extents} extents")) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! hypervisor. This module must not know hypervisors, labs or levels.
 
 pub mod build;
+pub mod convert;
 pub mod digest;
 pub mod disk;
 mod fetch;
@@ -15,6 +16,7 @@ pub mod ovf;
 pub mod proof;
 pub mod store;
 mod structure;
+pub mod unpack;
 
 use std::io::Read as _;
 

@@ -273,3 +273,6 @@ impl<R: Seek> Seek for Window<'_, R> {
         Ok(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests;

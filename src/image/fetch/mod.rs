@@ -98,7 +98,7 @@ async fn find(store: &Store, manifest: &Manifest) -> Result<Option<VerifiedImage
 }
 
 /// Runs `work` where it may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
@@ -315,7 +315,7 @@ impl Job<'_> {
 }
 
 /// Returns how many bytes are free for us on the file system of `path`.
-fn free_space(path: &Utf8Path) -> Result<u64> {
+pub(super) fn free_space(path: &Utf8Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(path.as_std_path()).map_err(std::io::Error::from)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -14,11 +14,12 @@ use super::raw::{
     RawBuild, RawChecksums, RawChecksumsOpenPgp, RawGuest, RawManifest, RawOpenPgp, SCHEMA,
 };
 use super::{
-    BuildTable, Checksums, Download, GuestTable, Manifest, OpenPgp, Origin, Ready, Signify, Source,
-    Spans, Version,
+    BuildTable, Checksums, Download, GuestTable, Manifest, OpenPgp, Origin, Signify, Source, Spans,
+    Version,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::format::{Compression, ImageFormat};
+use crate::recipe::{Ready, ReadyKind};
 
 /// What is wrong, where in the text, and what to do about it.
 struct Fault {
@@ -402,23 +403,40 @@ fn guest(raw: RawGuest) -> Checked<GuestTable> {
             return Err(Fault::at(user, "this is not a user's name"));
         }
     }
-    if let Some(ready) = &raw.ready {
-        if *ready.get_ref() == Ready::Ssh && raw.ssh != Some(true) {
-            return Err(Fault::at(ready, "ready by SSH, but `ssh = true` is missing"));
-        }
-        if *ready.get_ref() == Ready::Serial && raw.serial_pattern.is_none() {
-            return Err(Fault::at(ready, "ready by serial line, but `serial-pattern` is missing"));
-        }
+    if let (Some(pattern), false) =
+        (&raw.serial_pattern, raw.ready.as_ref().is_some_and(|r| *r.get_ref() == ReadyKind::Serial))
+    {
+        return Err(Fault::at(pattern, "this is for `ready = \"serial\"` only"));
     }
+    let ready = raw.ready.map(|ready| evidence(&ready, raw.ssh, raw.serial_pattern)).transpose()?;
     Ok(GuestTable {
         user: raw.user.map(Spanned::into_inner),
         ssh: raw.ssh == Some(true),
-        ready: raw.ready.map(Spanned::into_inner),
-        serial_pattern: raw.serial_pattern.map(Spanned::into_inner),
+        ready,
         memory: raw.memory,
         cpus: raw.cpus,
         disk: raw.disk,
         firmware: raw.firmware,
         seed: raw.seed,
     })
+}
+
+fn evidence(
+    ready: &Spanned<ReadyKind>,
+    ssh: Option<bool>,
+    pattern: Option<Spanned<String>>,
+) -> Checked<Ready> {
+    match ready.get_ref() {
+        ReadyKind::Ssh if ssh == Some(true) => Ok(Ready::Ssh),
+        ReadyKind::Ssh => Err(Fault::at(ready, "ready by SSH, but `ssh = true` is missing")),
+        ReadyKind::Serial => match pattern {
+            Some(pattern) if regex::Regex::new(pattern.get_ref()).is_ok() => {
+                Ok(Ready::Serial { pattern: pattern.into_inner() })
+            }
+            Some(pattern) => Err(Fault::at(&pattern, "this is not a regular expression")),
+            None => Err(Fault::at(ready, "ready by serial line, but `serial-pattern` is missing")),
+        },
+        ReadyKind::GuestAdditions => Ok(Ready::GuestAdditions),
+        ReadyKind::Screen => Ok(Ready::Screen),
+    }
 }

@@ -29,7 +29,7 @@ use super::digest::{Fingerprint, Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
 use super::proof::signify::PublicKey;
 use crate::error::{Error, Kind, Result};
-use crate::recipe::{Cpus, ImageName, Mebibytes};
+use crate::recipe::{Cpus, Firmware, ImageName, Mebibytes, Ready};
 
 /// A version as image names carry it: letters, digits and `._+~-`, at most 64.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
@@ -219,8 +219,6 @@ pub struct GuestTable {
     pub ssh: bool,
     /// The best evidence that it is up.
     pub ready: Option<Ready>,
-    /// With [`Ready::Serial`]: the text on the serial console that says so.
-    pub serial_pattern: Option<String>,
     /// The least memory that it works with.
     pub memory: Option<Mebibytes>,
     /// The virtual CPUs that it wants.
@@ -228,33 +226,9 @@ pub struct GuestTable {
     /// The least disk that it works with.
     pub disk: Option<Mebibytes>,
     /// How it boots.
-    pub firmware: Option<Boot>,
+    pub firmware: Option<Firmware>,
     /// How it takes keys and names.
     pub seed: Seed,
-}
-
-/// The evidence that a guest is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ready {
-    /// A login over SSH.
-    Ssh,
-    /// A line on the serial console.
-    Serial,
-    /// Properties that VirtualBox's guest additions publish.
-    GuestAdditions,
-    /// The picture on its screen.
-    Screen,
-}
-
-/// How an image boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Boot {
-    /// By a PC BIOS.
-    Bios,
-    /// By 64-bit UEFI.
-    Efi,
 }
 
 /// How an image takes its keys and names at boot.

@@ -6,11 +6,11 @@ use camino::Utf8PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Boot, BuildKind, Ready, Seed, Version};
+use super::{BuildKind, Seed, Version};
 use crate::image::digest::{Fingerprint, Sha256, Sha512};
 use crate::image::format::{Compression, ImageFormat};
 use crate::image::proof::signify::PublicKey;
-use crate::recipe::{Cpus, ImageName, Mebibytes};
+use crate::recipe::{Cpus, Firmware, ImageName, Mebibytes, ReadyKind};
 
 /// The manifest schema that this nestlab writes, and the newest that it reads.
 pub const SCHEMA: u32 = 1;
@@ -102,12 +102,12 @@ pub(super) struct RawBuild {
 pub(super) struct RawGuest {
     pub(super) user: Option<Spanned<String>>,
     pub(super) ssh: Option<bool>,
-    pub(super) ready: Option<Spanned<Ready>>,
+    pub(super) ready: Option<Spanned<ReadyKind>>,
     pub(super) serial_pattern: Option<Spanned<String>>,
     pub(super) memory: Option<Mebibytes>,
     pub(super) cpus: Option<Cpus>,
     pub(super) disk: Option<Mebibytes>,
-    pub(super) firmware: Option<Boot>,
+    pub(super) firmware: Option<Firmware>,
     #[serde(default)]
     pub(super) seed: Seed,
 }

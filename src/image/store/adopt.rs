@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 
-use super::record::{Content, Entry, Provenance, Stat};
+use super::record::{Content, Entry, Form, Provenance, Stat};
 use super::{Store, VerifiedImage, digests, record};
 use crate::error::{Error, Kind, Result};
 use crate::image::digest::{Sha256, Sha512};
@@ -41,7 +41,8 @@ impl Store {
         let digests = digests(built.file)?;
         let provenance = Provenance::Built { record: built.record.clone() };
         let _lock = self.lock()?;
-        let form = (built.format, Compression::None);
+        let form =
+            Form { format: built.format, compression: Compression::None, unpacked_size: None };
         let content = self.take_in(built.file, built.file_name, digests, form)?;
         self.note_entry(name, content, |sha256| Entry {
             key: built.inputs,
@@ -65,7 +66,11 @@ impl Store {
             Error::internal(format!("{} is built, not downloaded", manifest.name()))
         })?;
         let digests = (proven.size(), proven.sha256(), proven.sha512());
-        let form = (download.format, download.compression);
+        let form = Form {
+            format: download.format,
+            compression: download.compression,
+            unpacked_size: download.unpacked_size,
+        };
         let _lock = self.lock()?;
         let content = self.take_in(file, file_name, digests, form)?;
         self.note_entry(manifest.name(), content, |sha256| Entry {
@@ -88,7 +93,7 @@ impl Store {
         file: &Utf8Path,
         file_name: &str,
         digests: (u64, Sha256, Sha512),
-        form: (ImageFormat, Compression),
+        form: Form,
     ) -> Result<(Utf8PathBuf, Content)> {
         if !is_plain_file_name(file_name) || file_name == Content::FILE {
             return Err(Error::internal(format!("`{file_name}` cannot be an image's file name")));

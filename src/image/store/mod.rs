@@ -81,6 +81,11 @@ impl VerifiedImage {
         self.content.compression
     }
 
+    /// Returns the most bytes that may come out when it is unpacked, if its manifest says so.
+    pub fn unpacked_size(&self) -> Option<u64> {
+        self.content.unpacked_size
+    }
+
     /// Returns the name that it was asked for by.
     pub fn name(&self) -> &ImageName {
         &self.name

@@ -26,6 +26,8 @@ pub(super) struct Content {
     pub(super) sha512: Sha512,
     pub(super) format: ImageFormat,
     pub(super) compression: Compression,
+    /// The most bytes that may come out when it is unpacked, if its manifest says so.
+    pub(super) unpacked_size: Option<u64>,
     /// How the file looked when its digests were known to hold.
     pub(super) stat: Stat,
 }
@@ -36,12 +38,29 @@ impl Content {
     pub(super) fn new(
         file: &str,
         (size, sha256, sha512): (u64, Sha256, Sha512),
-        (format, compression): (ImageFormat, Compression),
+        form: Form,
         stat: Stat,
     ) -> Self {
-        let file = file.to_owned();
-        Content { schema: SCHEMA, file, size, sha256, sha512, format, compression, stat }
+        Content {
+            schema: SCHEMA,
+            file: file.to_owned(),
+            size,
+            sha256,
+            sha512,
+            format: form.format,
+            compression: form.compression,
+            unpacked_size: form.unpacked_size,
+            stat,
+        }
     }
+}
+
+/// What a file is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    pub(super) format: ImageFormat,
+    pub(super) compression: Compression,
+    pub(super) unpacked_size: Option<u64>,
 }
 
 /// What changes when a file is written to, replaced or restored. A file that still has it is not read

@@ -1,0 +1,215 @@
+//! The disk of an image in the format that a hypervisor wants, made once and kept beside the image.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use tokio_util::sync::CancellationToken;
+
+use super::disk::{DiskFormat, virtual_size};
+use super::fetch::{blocking, free_space};
+use super::format::{Compression, ImageFormat};
+use super::ova;
+use super::store::{VerifiedImage, private_folder};
+use super::unpack::{Limits, unpack};
+use crate::error::{Error, Kind, Result};
+use crate::event::Feed;
+use crate::host::{Command, Host, Local, StdStream};
+
+/// How long qemu-img may show no progress at all.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Space that unpacking leaves free.
+const RESERVE: u64 = 64 << 20;
+
+/// Where a disk's bytes are.
+enum Source {
+    /// A file of its own.
+    File(Utf8PathBuf, DiskFormat),
+    /// A VMDK inside an OVA.
+    Inside(Utf8PathBuf, ova::Member),
+}
+
+/// Returns the path of the image's disk in `format`. It is shared: read it, never write to it.
+///
+/// What is compressed is unpacked, what is in another format is converted by this machine's
+/// `qemu-img`; both are kept in the store beside the image. May be dropped at any time.
+///
+/// # Errors
+/// [`Kind::Untrusted`] for an image whose inside is not what it should be, [`Kind::HostCannot`] where
+/// qemu-img is needed and missing, the disk is full, or the image is a CD and has no disk.
+pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Result<Utf8PathBuf> {
+    let _lock = lock(image, feed).await?;
+    let target = derived(image, format);
+    if target.is_file() {
+        return Ok(target);
+    }
+    match source(image, feed).await? {
+        Source::File(path, have) if have == format => Ok(path),
+        source => {
+            convert(&source, format, &target, feed).await?;
+            Ok(target)
+        }
+    }
+}
+
+fn derived(image: &VerifiedImage, format: DiskFormat) -> Utf8PathBuf {
+    image.derived().join(format!("disk.{}", format.as_str()))
+}
+
+/// Waits until no other process derives disks from the same image.
+async fn lock(image: &VerifiedImage, feed: &Feed) -> Result<std::fs::File> {
+    private_folder(&image.derived())?;
+    let file = std::fs::File::create(image.derived().join("lock"))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => {}
+            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+        }
+        feed.doing("waiting for another conversion of the same image");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn source(image: &VerifiedImage, feed: &Feed) -> Result<Source> {
+    let native = match image.format() {
+        ImageFormat::Ova => {
+            let path = image.path();
+            return blocking(move || {
+                let member = ova::inspect(&mut fs_err::File::open(&path)?)?.disk()?;
+                Ok(Source::Inside(path, member))
+            })
+            .await;
+        }
+        ImageFormat::Iso => {
+            return Err(Error::new(
+                Kind::HostCannot,
+                format!("{} is a CD, it has no disk of its own", image.name()),
+            ));
+        }
+        ImageFormat::Qcow2 | ImageFormat::LibvirtTarXz => DiskFormat::Qcow2,
+        ImageFormat::Vmdk => DiskFormat::Vmdk,
+        ImageFormat::Vdi => DiskFormat::Vdi,
+        ImageFormat::Raw => DiskFormat::Raw,
+    };
+    if image.compression() == Compression::None && image.format() != ImageFormat::LibvirtTarXz {
+        return Ok(Source::File(image.path(), native));
+    }
+    let target = derived(image, native);
+    if !target.is_file() {
+        feed.doing(format!("unpacking {}", image.name()));
+        unpacked(image, native, &target, feed).await?;
+    }
+    Ok(Source::File(target, native))
+}
+
+/// Unpacks the image's disk to `target`, which appears whole or not at all.
+async fn unpacked(
+    image: &VerifiedImage,
+    native: DiskFormat,
+    target: &Utf8Path,
+    feed: &Feed,
+) -> Result<()> {
+    let free = free_space(&image.derived())?.saturating_sub(RESERVE);
+    let limits = Limits::new(image.unpacked_size(), free);
+    let form = (image.format(), image.compression());
+    let (from, target, feed) = (image.path(), target.to_owned(), feed.clone());
+    let cancel = CancellationToken::new();
+    // When this future is dropped, the thread ends at its next read.
+    let _ends_with_us = cancel.clone().drop_guard();
+    blocking(move || {
+        let unfinished = Unfinished::beside(&target)?;
+        unpack(&from, form, unfinished.path(), limits, &feed, &cancel)?;
+        virtual_size(&mut fs_err::File::open(unfinished.path())?, native)
+            .map_err(|error| error.context(&from))?;
+        unfinished.becomes(&target)
+    })
+    .await
+}
+
+/// Has qemu-img write `source` to `target` in `format`.
+async fn convert(
+    source: &Source,
+    format: DiskFormat,
+    target: &Utf8Path,
+    feed: &Feed,
+) -> Result<()> {
+    let unfinished = Unfinished::beside(target)?;
+    let mut command = Command::new("qemu-img").args(["convert", "-p", "-O", format.as_str()]);
+    command = match source {
+        Source::File(path, have) => command.args(["-f", have.as_str(), path.as_str()]),
+        Source::Inside(path, member) => command.arg(inside(path, *member)),
+    };
+    let command = command.arg(unfinished.path().as_str()).silence(SILENCE);
+    feed.doing(format!("converting to {}", format.as_str()));
+    let mut complaint = Vec::new();
+    let exit = Local::new()
+        .run_streaming(&command, &mut |stream, bytes| match stream {
+            StdStream::Out => progress(bytes, feed),
+            StdStream::Err => complaint.extend_from_slice(bytes),
+        })
+        .await?;
+    if !exit.success() {
+        return Err(Error::failed(format!("qemu-img ended with {exit}"))
+            .tried(command.argv().iter().cloned())
+            .tail(&complaint));
+    }
+    // An exit code is no disk: its header must be there.
+    virtual_size(&mut fs_err::File::open(unfinished.path())?, format)
+        .map_err(|error| error.context("what qemu-img wrote").with_kind(Kind::Failed))?;
+    unfinished.becomes(target)
+}
+
+/// Returns QEMU's own description of a disk that is a part of a file (its JSON block options).
+fn inside(path: &Utf8Path, member: ova::Member) -> String {
+    let options = serde_json::json!({
+        "driver": "vmdk",
+        "file": {
+            "driver": "raw",
+            "offset": member.offset,
+            "size": member.size,
+            "file": { "driver": "file", "filename": path },
+        },
+    });
+    format!("json:{options}")
+}
+
+/// Passes on what qemu-img shows as `    (12.34/100%)`.
+fn progress(bytes: &[u8], feed: &Feed) {
+    let text = String::from_utf8_lossy(bytes);
+    let last = text.rsplit('(').next().and_then(|rest| rest.split_once('/'));
+    if let Some(percent) = last.and_then(|(number, _)| number.parse::<f64>().ok()) {
+        // Within 0 to 100, so nothing is lost that a person would see.
+        feed.item(percent.clamp(0.0, 100.0) as u64, 100, "percent converted");
+    }
+}
+
+/// A file that is being written, removed unless it becomes what it is for.
+struct Unfinished {
+    path: Utf8PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Unfinished {
+    fn beside(target: &Utf8Path) -> Result<Self> {
+        let beside = target.parent().expect("a derived disk lies in a folder");
+        let folder = tempfile::Builder::new().prefix("unfinished-").tempdir_in(beside)?;
+        let path = Utf8Path::from_path(folder.path())
+            .ok_or_else(|| Error::internal("a path below a UTF-8 one is not UTF-8"))?
+            .join("disk");
+        Ok(Unfinished { path, _folder: folder })
+    }
+
+    fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    fn becomes(self, target: &Utf8Path) -> Result<()> {
+        fs_err::File::open(&self.path)?.sync_all()?;
+        fs_err::rename(&self.path, target)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
