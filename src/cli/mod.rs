@@ -7,6 +7,7 @@
 mod args;
 mod completions;
 mod failure;
+mod image;
 mod init;
 mod man;
 mod output;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
+        Command::Image(args) => image::run(args, globals).await,
         Command::Init(args) => init::run(args, globals).await,
         Command::Recipe(args) => recipe::run(args, globals).await,
         Command::Schema(args) => schema::run(args, globals).await,

@@ -17,6 +17,8 @@ pub mod proof;
 pub mod store;
 mod structure;
 pub mod unpack;
+pub mod update;
+mod verify;
 
 use std::io::Read as _;
 
@@ -28,6 +30,7 @@ pub use fetch::{FetchOptions, fetch};
 pub use format::{Compression, ImageFormat};
 pub use manifest::Manifest;
 pub use store::{Built, Store, VerifiedImage};
+pub use verify::{Beside, verify_file};
 
 use crate::error::{Error, Kind, Result};
 

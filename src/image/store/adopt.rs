@@ -87,6 +87,24 @@ impl Store {
         })
     }
 
+    /// Notes that an image also answers for `manifest`, whose pins are this image's own digests.
+    pub(in crate::image) fn also_answers(
+        &self,
+        image: &VerifiedImage,
+        manifest: &Manifest,
+    ) -> Result<()> {
+        let _lock = self.lock()?;
+        let content = (image.folder.clone(), image.content.clone());
+        let entry = image.entry.clone();
+        let version = manifest.version().map_or_else(String::new, ToString::to_string);
+        self.note_entry(manifest.name(), content, |_| Entry {
+            key: manifest.identity(),
+            version,
+            ..entry
+        })
+        .map(|_| ())
+    }
+
     /// Moves `file` into the folder of its digest.
     fn take_in(
         &self,
