@@ -233,6 +233,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Takes a snapshot called `name`.
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
 
+    /// Returns the names of its snapshots, oldest first.
+    async fn snapshots(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>>;
+
     /// Restores the snapshot called `name`; the VM is off afterwards or runs as it did then.
     async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
 }

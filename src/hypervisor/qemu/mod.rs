@@ -1,10 +1,212 @@
-//! Placeholder.
-/// The driver.
-#[derive(Debug, Default)]
+//! QEMU, on KVM where a guest really runs on it, else TCG.
+//!
+//! QEMU keeps no registry, so a VM is its folder: `guest.json` says what it is, and a process with the
+//! VM's UUID among its arguments is it running. Everything else follows from these two.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`probe`] | finds QEMU, and tries how guests execute |
+//! | [`micro_guest`] | the guest that shows whether they do |
+//! | [`definition`] | `guest.json`, and what differs from it |
+//! | [`argv`] | the command line; pure |
+//! | [`vm`] | the VM as it is: its definition, its process, its QMP |
+//! | [`power`] | start and stop |
+//! | [`screen`], [`snapshot`] | what QEMU does with a VM |
+//! | [`scripts`] | every command that runs on the host |
+//! | [`qmp`] | the protocol |
+
+mod argv;
+mod confinement;
+mod definition;
+mod folder;
+mod machine;
+mod micro_guest;
+mod power;
+mod probe;
+pub mod qmp;
+mod screen;
+mod scripts;
+mod snapshot;
+#[cfg(test)]
+mod specimen;
+mod vm;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+
+use self::definition::Definition;
+use self::folder::Folder;
+use self::machine::Machine;
+use self::snapshot::Restored;
+use self::vm::Vm;
+use super::{Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Power, Probe, Stop, Trace};
+use crate::error::{Error, Result};
+use crate::event::{Feed, Level};
+use crate::host::{Command, Host, StreamAddress};
+
+/// The driver. It holds nothing: all that is known of a VM lies on its host.
+#[derive(Debug, Default, Clone, Copy)]
 pub struct Qemu;
+
 impl Qemu {
-    /// New.
+    /// Returns the driver.
     pub fn new() -> Self {
         Qemu
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::Qemu
+    }
+
+    async fn probe(&self, host: &dyn Host) -> Result<Probe> {
+        probe::probe(host).await
+    }
+
+    async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>> {
+        let Some(vm) = Vm::look(host, spec).await? else { return Ok(None) };
+        let disk = snapshot::disk_info(host, &vm.definition).await?;
+        let settings =
+            definition::actual_settings(&vm.definition, disk.map(|disk| disk.virtual_size));
+        let power = match vm.pid {
+            None => Power::Off,
+            Some(_) => power::status(host, spec, &vm).await?,
+        };
+        let id = vm.pid.map(|pid| pid.to_string()).unwrap_or_default();
+        Ok(Some(Actual { id, power, settings }))
+    }
+
+    fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, _probe: &Probe) -> Vec<Change> {
+        definition::changes(spec, actual)
+    }
+
+    async fn change(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        changes: &[Change],
+        feed: &Feed,
+    ) -> Result<()> {
+        let wanted = Definition::of(spec).map_err(|error| error.on(host.name()))?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        if changes.iter().any(|change| change.needs_power_off) {
+            self.stop(host, spec, Stop::Graceful(power::GRACE), feed).await?;
+        }
+        for change in changes {
+            // A VM that is not defined yet has a disk of unknown size.
+            if change.setting == definition::DISK_SIZE && change.actual.is_none() {
+                let disk = snapshot::disk_info(host, &wanted).await?;
+                let bytes = spec.disk.map_or(0, |size| size.bytes());
+                if disk.is_none_or(|disk| disk.virtual_size >= bytes) {
+                    continue;
+                }
+            }
+            for command in &change.commands {
+                host.check(command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command> {
+        match Definition::of(spec) {
+            Ok(definition) => power::start_commands(spec, &definition, &Machine::of(probe)),
+            // `start` gives the reason as an error.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn start(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        probe: &Probe,
+        feed: &Feed,
+    ) -> Result<()> {
+        power::start(host, spec, probe, feed).await
+    }
+
+    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
+        power::stop(host, spec, how, feed).await
+    }
+
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()> {
+        power::stop(host, spec, Stop::Now, feed).await?;
+        let folder = Folder(&spec.directory);
+        let mut files = folder.made();
+        files.extend(definition::own_files(spec));
+        let left = host.check(&scripts::remove(folder, &files)).await?.text();
+        if !left.is_empty() {
+            feed.notice(
+                Level::Warning,
+                format!("left on {}, since nestlab did not make it: {}", host.name(), left.trim()),
+            );
+        }
+        Ok(())
+    }
+
+    async fn endpoint(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        guest_port: u16,
+    ) -> Result<StreamAddress> {
+        let port = screen::forwarded(host, spec, guest_port).await?;
+        Ok(StreamAddress::Tcp("127.0.0.1".to_owned(), port))
+    }
+
+    async fn guest_property(
+        &self,
+        _host: &dyn Host,
+        _spec: &GuestSpec,
+        _name: &str,
+    ) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
+        screen::screenshot(host, spec, to).await
+    }
+
+    fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {
+        Folder(&spec.directory).serial()
+    }
+
+    async fn console(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<StreamAddress>> {
+        let vm = vm::running(host, spec).await?;
+        let folder = Folder(&spec.directory);
+        Ok(vm.pid.map(|pid| StreamAddress::Unix(folder.socket(argv::SERIAL_SOCKET, pid))))
+    }
+
+    async fn traces(&self, _host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>> {
+        let folder = Folder(&spec.directory);
+        Ok(vec![
+            Trace { name: "serial".to_owned(), path: folder.serial() },
+            Trace { name: "qemu.log".to_owned(), path: folder.log() },
+        ])
+    }
+
+    async fn down_because(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
+        power::down_because(host, spec).await
+    }
+
+    async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
+        snapshot::take(host, spec, name).await
+    }
+
+    async fn snapshots(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>> {
+        snapshot::names(host, spec).await
+    }
+
+    async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
+        if snapshot::restore(host, spec, name).await? == Restored::NeedsPowerOff {
+            power::stop(host, spec, Stop::Now, &Feed::silent()).await?;
+            snapshot::restore(host, spec, name).await?;
+        }
+        Ok(())
     }
 }

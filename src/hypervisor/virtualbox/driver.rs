@@ -420,6 +420,13 @@ impl Hypervisor for VirtualBox {
         Ok(())
     }
 
+    async fn snapshots(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>> {
+        let actual = there(&self.manage(host).await?, spec).await?;
+        // `SnapshotName`, `SnapshotName-1`, `SnapshotName-1-1` …: a parent stands before its children.
+        let named = actual.settings.iter().filter(|(key, _)| key.starts_with("SnapshotName"));
+        Ok(named.map(|(_, name)| name.clone()).collect())
+    }
+
     async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
         let manage = self.manage(host).await?;
         let actual = there(&manage, spec).await?;

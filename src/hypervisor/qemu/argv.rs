@@ -1,0 +1,226 @@
+//! QEMU's command line, from a definition and from what the probe found. Pure.
+//!
+//! Paths that belong to the VM are relative to its `run/`, QEMU's working directory.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::definition::{Definition, Drive};
+use super::machine::Machine;
+use crate::hypervisor::{Acceleration, Firmware};
+
+/// The socket on which QEMU listens for QMP.
+pub(super) const QMP_SOCKET: &str = "qmp";
+
+/// The socket on which the first serial port can be talked to.
+pub(super) const SERIAL_SOCKET: &str = "serial";
+
+/// The file that QEMU removes when it ends itself.
+pub(super) const ALIVE: &str = "alive";
+
+/// The node name of the disk, for snapshots.
+pub(super) const DISK_NODE: &str = "disk";
+
+/// The node name of the UEFI variables, for snapshots.
+pub(super) const VARIABLES_NODE: &str = "efi-variables";
+
+/// Returns the argument vector that runs `definition` on `machine`.
+pub(super) fn argv(definition: &Definition, machine: &Machine) -> Vec<String> {
+    let mut line = Line(vec![machine.program.to_string()]);
+    line.option("-name", format!("guest={}", escaped(&definition.vm)));
+    line.option("-uuid", definition.uuid);
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    line.option("-machine", machine_type(definition, machine));
+    line.option("-accel", accelerator(machine.acceleration));
+    line.option("-cpu", cpu(machine.acceleration, definition.nested));
+    line.option("-smp", format!("{n},sockets=1,cores={n},threads=1", n = definition.cpus));
+    line.option("-m", format!("{}M", definition.memory.get()));
+    firmware(&mut line, definition, machine);
+    drives(&mut line, definition);
+    networks(&mut line, definition);
+    ports(&mut line);
+    display(&mut line, definition, machine);
+    line.device("virtio-rng-pci");
+    // Tells of a guest's panic; the guest then stays as it is, to be looked at.
+    line.device("pvpanic-pci");
+    line.option("-action", "panic=pause");
+    line.option("-msg", "timestamp=on");
+    line.option("-pidfile", ALIVE);
+    line.0.extend(machine.confinement.options(confined_user(definition.uuid)));
+    line.0
+}
+
+/// Returns the user and group id that the VM with `uuid` has for itself where QEMU is confined: one
+/// in 1879048192–1895825407, a part of the ids that systemd's "Users, Groups, UIDs and GIDs" lists as
+/// used by nobody.
+pub(super) fn confined_user(uuid: Uuid) -> u32 {
+    let [.., a, b, c] = *uuid.as_bytes();
+    0x7000_0000 | u32::from_be_bytes([0, a, b, c])
+}
+
+struct Line(Vec<String>);
+
+impl Line {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.to_owned());
+    }
+
+    fn option(&mut self, name: &str, value: impl ToString) {
+        self.0.extend([name.to_owned(), value.to_string()]);
+    }
+
+    fn device(&mut self, value: impl ToString) {
+        self.option("-device", value);
+    }
+}
+
+/// Returns the `-accel` value.
+pub(super) fn accelerator(acceleration: Acceleration) -> &'static str {
+    match acceleration {
+        Acceleration::Kvm => "kvm",
+        Acceleration::Tcg | Acceleration::VirtualBox => "tcg,thread=multi",
+    }
+}
+
+/// Returns the `-cpu` value. TCG emulates AMD's SVM with nested paging, and no VMX; a guest that is
+/// not to run guests gets neither.
+pub(super) fn cpu(acceleration: Acceleration, nested: bool) -> &'static str {
+    match (acceleration, nested) {
+        (Acceleration::Kvm, true) => "host",
+        (Acceleration::Kvm, false) => "host,svm=off,vmx=off",
+        (_, true) => "EPYC,+svm,+npt",
+        // Five-level paging, which `max` has, only makes emulated page walks longer.
+        (_, false) => "max,svm=off,la57=off",
+    }
+}
+
+fn machine_type(definition: &Definition, machine: &Machine) -> String {
+    let mut value = "q35,usb=off,dump-guest-core=off".to_owned();
+    if definition.firmware == Firmware::Efi && machine.efi.is_some() {
+        value += &format!(",pflash0=efi-code,pflash1={VARIABLES_NODE}");
+    }
+    value
+}
+
+fn firmware(line: &mut Line, definition: &Definition, machine: &Machine) {
+    let Some(efi) = machine.efi.as_ref().filter(|_| definition.firmware == Firmware::Efi) else {
+        return;
+    };
+    line.option(
+        "-blockdev",
+        json!({
+            "node-name": "efi-code", "driver": efi.format, "read-only": true,
+            "file": { "driver": "file", "filename": efi.code },
+        }),
+    );
+    line.option(
+        "-blockdev",
+        json!({
+            "node-name": VARIABLES_NODE, "driver": "qcow2",
+            "file": { "driver": "file", "filename": "../efivars.qcow2" },
+        }),
+    );
+}
+
+fn drives(line: &mut Line, definition: &Definition) {
+    match &definition.drive {
+        Drive::Disk { path, format } => {
+            line.option(
+                "-blockdev",
+                json!({
+                    "node-name": DISK_NODE, "driver": format.name(), "discard": "unmap",
+                    "file": { "driver": "file", "filename": path, "discard": "unmap" },
+                }),
+            );
+            line.device(format!(
+                "virtio-blk-pci,drive={DISK_NODE},serial=nestlab-disk,bootindex=1"
+            ));
+        }
+        Drive::Cd(path) => {
+            line.option("-blockdev", read_only("cd", path.as_str()));
+            line.device("ide-cd,drive=cd,bus=ide.0,bootindex=1");
+        }
+    }
+    if let Some(seed) = &definition.seed {
+        line.option("-blockdev", read_only("seed", seed.as_str()));
+        line.device("virtio-blk-pci,drive=seed,serial=nestlab-seed");
+    }
+}
+
+fn read_only(node: &str, path: &str) -> serde_json::Value {
+    json!({
+        "node-name": node, "driver": "raw", "read-only": true,
+        "file": { "driver": "file", "filename": path },
+    })
+}
+
+/// The guest's own NAT network, its forwards on 127.0.0.1 at ports that the kernel chooses, and the
+/// networks it shares.
+///
+/// A shared network is a multicast group on the loopback interface: any number of guests, no
+/// privileges, no process that has to run first. It is as private as the host: programs on it can
+/// listen.
+fn networks(line: &mut Line, definition: &Definition) {
+    let forwards = definition
+        .forwards
+        .iter()
+        .map(|forward| format!(",hostfwd=tcp:127.0.0.1:0-:{}", forward.guest_port))
+        .collect::<String>();
+    line.option("-netdev", format!("user,id=nat,ipv6=off,net={}{forwards}", definition.subnet));
+    line.device(format!("virtio-net-pci,netdev=nat,mac={}", mac(definition.uuid, "nat")));
+    for (index, network) in definition.networks.iter().enumerate() {
+        let (group, port) = multicast(network);
+        line.option(
+            "-netdev",
+            format!("socket,id=shared{index},mcast={group}:{port},localaddr=127.0.0.1"),
+        );
+        line.device(format!(
+            "virtio-net-pci,netdev=shared{index},mac={}",
+            mac(definition.uuid, network)
+        ));
+    }
+}
+
+/// Returns the multicast group and port of the shared network `name`, the same for every guest in it:
+/// a group of the locally scoped 239.255.0.0/16 (RFC 2365), and a port outside of the ephemeral ones.
+fn multicast(name: &str) -> (std::net::Ipv4Addr, u16) {
+    let bytes = *Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).as_bytes();
+    let port = 10_000 + u16::from_be_bytes([bytes[2], bytes[3]]) % 20_000;
+    (std::net::Ipv4Addr::new(239, 255, bytes[0], bytes[1]), port)
+}
+
+/// Returns the address of the VM's card in `network`, under the prefix that QEMU uses.
+fn mac(vm: Uuid, network: &str) -> String {
+    let [a, b, c, ..] = *Uuid::new_v5(&vm, network.as_bytes()).as_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+fn ports(line: &mut Line) {
+    line.option("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
+    line.option(
+        "-chardev",
+        format!(
+            "socket,id=serial0,path={SERIAL_SOCKET},server=on,wait=off,\
+             logfile=../serial.log,logappend=on"
+        ),
+    );
+    line.option("-serial", "chardev:serial0");
+}
+
+fn display(line: &mut Line, definition: &Definition, machine: &Machine) {
+    match machine.display.as_ref().filter(|_| definition.gui) {
+        Some(window) => {
+            line.option("-display", window);
+            line.device("qemu-xhci");
+            line.device("usb-tablet");
+        }
+        None => line.option("-display", "none"),
+    }
+    line.device("VGA");
+}
+
+/// Returns `text` as a value inside a QEMU option list, where a comma ends a value.
+fn escaped(text: &str) -> String {
+    text.replace(',', ",,")
+}

@@ -1,0 +1,93 @@
+//! How a QEMU process is kept from what it does not need, should its guest break into it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How QEMU is confined on a host, as far as its probe saw it work.
+///
+/// The system call filter always forbids to start programs. Where nestlab is root, QEMU opens its
+/// files as root, then becomes a user that nothing else is; it can make files in its `run/` alone.
+/// (`elevateprivileges=deny` forbids that very change and is only used where there is none.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Confinement {
+    /// Not at all.
+    None,
+    /// The filter.
+    Filter,
+    /// The filter, and a user of its own, by this option.
+    FilterAndUser(UserOption),
+}
+
+/// The option that changes QEMU's user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UserOption {
+    /// `-run-with user=`, from 9.1.
+    RunWith,
+    /// `-runas`, until 9.2.
+    RunAs,
+}
+
+impl Confinement {
+    /// Returns the strictest confinement that a QEMU of `version` knows.
+    pub(super) fn strictest(version: &semver::Version, host_is_root: bool) -> Self {
+        if !host_is_root {
+            return Confinement::Filter;
+        }
+        Confinement::FilterAndUser(if (version.major, version.minor) >= (9, 1) {
+            UserOption::RunWith
+        } else {
+            UserOption::RunAs
+        })
+    }
+
+    /// Returns the options for a guest whose own user and group id are `id`.
+    pub(super) fn options(self, id: u32) -> Vec<String> {
+        const FILTER: &str = "on,obsolete=deny,spawn=deny,resourcecontrol=deny";
+        let options: Vec<String> = match self {
+            Confinement::None => Vec::new(),
+            Confinement::Filter => {
+                vec!["-sandbox".to_owned(), format!("{FILTER},elevateprivileges=deny")]
+            }
+            Confinement::FilterAndUser(option) => {
+                let user = match option {
+                    UserOption::RunWith => ["-run-with".to_owned(), format!("user={id}:{id}")],
+                    UserOption::RunAs => ["-runas".to_owned(), format!("{id}:{id}")],
+                };
+                ["-sandbox".to_owned(), FILTER.to_owned()].into_iter().chain(user).collect()
+            }
+        };
+        options
+    }
+
+    /// Returns the user and group id, `N:N`, that QEMU changes to, if it does.
+    pub(super) fn owner(self, id: u32) -> Option<String> {
+        matches!(self, Confinement::FilterAndUser(_)).then(|| format!("{id}:{id}"))
+    }
+}
+
+impl fmt::Display for Confinement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Confinement::None => "none",
+            Confinement::Filter => "filter",
+            Confinement::FilterAndUser(UserOption::RunWith) => "filter and run-with",
+            Confinement::FilterAndUser(UserOption::RunAs) => "filter and runas",
+        })
+    }
+}
+
+impl FromStr for Confinement {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [
+            Confinement::None,
+            Confinement::Filter,
+            Confinement::FilterAndUser(UserOption::RunWith),
+            Confinement::FilterAndUser(UserOption::RunAs),
+        ]
+        .into_iter()
+        .find(|confinement| confinement.to_string() == text)
+        .ok_or(())
+    }
+}

@@ -1,0 +1,307 @@
+//! Finds QEMU on a host, and how guests execute there.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+
+use super::confinement::Confinement;
+use super::machine::detail;
+use super::micro_guest::{self, Sighting};
+use super::scripts;
+use crate::error::{Error, Kind, Result};
+use crate::host::{Host, Patience};
+use crate::hypervisor::{Acceleration, Nesting, Probe};
+
+/// Where QEMU's program is, in order of preference: on PATH, and where Fedora and RHEL keep theirs.
+const PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm"];
+
+/// UEFI firmware and the template of its variables where distributions keep them, both in this format.
+const EFI: [(&str, &str, &str); 7] = [
+    // Debian, Ubuntu
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "raw"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd", "raw"),
+    // Fedora, RHEL
+    ("/usr/share/edk2/ovmf/OVMF_CODE_4M.qcow2", "/usr/share/edk2/ovmf/OVMF_VARS_4M.qcow2", "qcow2"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd", "raw"),
+    // Arch
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd", "raw"),
+    ("/usr/share/edk2-ovmf/x64/OVMF_CODE.fd", "/usr/share/edk2-ovmf/x64/OVMF_VARS.fd", "raw"),
+    // openSUSE
+    ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin", "raw"),
+];
+
+/// Windows that QEMU can open, the preferred ones first.
+const WINDOWS: [&str; 2] = ["gtk", "sdl"];
+
+/// The factor of [`Patience`] for TCG at least: a whole system is about twenty times slower than on the
+/// processor (measured with Debian), more than the micro-guest's work shows.
+const TCG_FACTOR: f64 = 20.0;
+
+/// From this factor on, KVM might be emulated itself, and is compared with TCG.
+const SUSPICIOUS_FACTOR: f64 = 10.0;
+
+/// Prints what there is, one `key=value` a line: the first program of those before `--`, and the files
+/// after it that can be read.
+const SURVEY: &str = r#"
+program=
+while [ "$1" != -- ]; do
+    [ -n "$program" ] || program=$(command -v -- "$1")
+    shift
+done
+shift
+[ -n "$program" ] || exit 0
+echo "program=$program"
+"$program" --version | sed 's/^/version=/;q'
+"$program" -display help | sed 's/^/display=/'
+[ ! -e /dev/kvm ] || echo kvm=there
+[ ! -r /dev/kvm ] || [ ! -w /dev/kvm ] || echo kvm=open
+for file in /sys/module/kvm_intel/parameters/nested /sys/module/kvm_amd/parameters/nested; do
+    [ ! -r "$file" ] || echo "nested=$(cat "$file") $file"
+done
+for file in "$@"; do
+    [ ! -r "$file" ] || echo "file=$file"
+done
+"#;
+
+/// What [`SURVEY`] found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Survey(Vec<(String, String)>);
+
+impl Survey {
+    fn parse(text: &str) -> Self {
+        let pair = |line: &str| {
+            line.split_once('=').map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+        };
+        Survey(text.lines().filter_map(pair).collect())
+    }
+
+    fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    fn has(&self, key: &str, value: &str) -> bool {
+        self.all(key).any(|found| found == value)
+    }
+}
+
+/// Finds QEMU on `host` and tries how guests execute there.
+pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
+    let survey = survey(host).await?;
+    let program = survey.all("program").next().ok_or_else(|| {
+        Error::new(Kind::HostCannot, "QEMU is not installed").on(host.name()).hint(
+            "Debian and Ubuntu: apt install --no-install-recommends qemu-system-x86 qemu-utils; \
+             Fedora: dnf install qemu-system-x86-core qemu-img; Arch: pacman -S qemu-base",
+        )
+    })?;
+    let version_text = survey.all("version").next().unwrap_or_default().to_owned();
+    let version = version(&version_text).ok_or_else(|| {
+        Error::new(Kind::HostCannot, format!("{program} does not say its version"))
+            .on(host.name())
+            .tail(version_text.as_bytes())
+    })?;
+    let strictest = Confinement::strictest(&version, host.is_root());
+    let trial = Trial { host, program, strictest }.run(&survey).await?;
+    let mut details = details(&survey);
+    details.insert(detail::CONFINEMENT.to_owned(), trial.confinement.to_string());
+    Ok(Probe {
+        version,
+        program: Utf8PathBuf::from(program),
+        acceleration: trial.acceleration,
+        patience: trial.patience,
+        nesting: nesting(&trial, &survey),
+        notes: trial.notes,
+        details,
+        version_text,
+    })
+}
+
+async fn survey(host: &dyn Host) -> Result<Survey> {
+    let command = scripts::script(SURVEY, "nestlab-survey")
+        .args(PROGRAMS)
+        .arg("--")
+        .args(EFI.iter().flat_map(|(code, variables, _)| [*code, *variables]));
+    Ok(Survey::parse(&host.check(&command).await?.text()))
+}
+
+/// Returns the version in `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
+fn version(text: &str) -> Option<semver::Version> {
+    let number = text.split_once("version ")?.1;
+    let end = number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len());
+    semver::Version::parse(&number[..end]).ok()
+}
+
+fn details(survey: &Survey) -> BTreeMap<String, String> {
+    let mut details = BTreeMap::new();
+    let efi = EFI
+        .iter()
+        .find(|(code, variables, _)| survey.has("file", code) && survey.has("file", variables));
+    if let Some((code, variables, format)) = efi {
+        details.insert(detail::EFI_CODE.to_owned(), code.to_string());
+        details.insert(detail::EFI_VARIABLES.to_owned(), variables.to_string());
+        details.insert(detail::EFI_FORMAT.to_owned(), format.to_string());
+    }
+    if let Some(window) = WINDOWS.iter().find(|window| survey.has("display", window)) {
+        details.insert(detail::DISPLAY.to_owned(), window.to_string());
+    }
+    details
+}
+
+/// How guests turned out to execute.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    acceleration: Acceleration,
+    confinement: Confinement,
+    patience: Patience,
+    nests: bool,
+    notes: Vec<String>,
+}
+
+struct Trial<'a> {
+    host: &'a dyn Host,
+    program: &'a str,
+    strictest: Confinement,
+}
+
+impl Trial<'_> {
+    /// Tries KVM, and TCG if KVM does not run a guest or is no faster.
+    async fn run(&self, survey: &Survey) -> Result<Outcome> {
+        let (why, kvm) = match self.kvm(survey).await? {
+            Ok((seen, confinement)) if seen.patience().factor() < SUSPICIOUS_FACTOR => {
+                return Ok(outcome(Acceleration::Kvm, confinement, &seen));
+            }
+            Ok(slow) => ("KVM is slower here than emulation".to_owned(), Some(slow)),
+            Err(why) => (why, None),
+        };
+        let (tcg, confinement) = self.seen(Acceleration::Tcg).await?;
+        match kvm {
+            Some((seen, confinement)) if !tcg.ran() || seen.work <= tcg.work => {
+                return Ok(outcome(Acceleration::Kvm, confinement, &seen));
+            }
+            _ if !tcg.ran() => {
+                return Err(Error::new(
+                    Kind::HostCannot,
+                    format!("{} runs no guest here: {}", self.program, tcg.summary()),
+                )
+                .on(self.host.name())
+                .tail(tcg.complaint.as_bytes()));
+            }
+            _ => {}
+        }
+        let mut outcome = outcome(Acceleration::Tcg, confinement, &tcg);
+        outcome.notes.insert(0, emulated(self.host.name(), &why, outcome.patience));
+        Ok(outcome)
+    }
+
+    /// Returns a guest that ran on KVM, or why none did.
+    async fn kvm(&self, survey: &Survey) -> Result<Result<(Sighting, Confinement), String>> {
+        if !survey.has("kvm", "there") {
+            return Ok(Err("there is no /dev/kvm".to_owned()));
+        }
+        if !survey.has("kvm", "open") {
+            return Ok(Err(
+                "/dev/kvm is not open to this user (is it in the group kvm?)".to_owned()
+            ));
+        }
+        let (seen, confinement) = self.seen(Acceleration::Kvm).await?;
+        if seen.ran() {
+            return Ok(Ok((seen, confinement)));
+        }
+        Ok(Err(format!("/dev/kvm is there, but {}", seen.summary())))
+    }
+
+    /// Runs a micro-guest, confined as strictly as QEMU lets it here.
+    async fn seen(&self, acceleration: Acceleration) -> Result<(Sighting, Confinement)> {
+        let confined =
+            micro_guest::run(self.host, self.program, acceleration, self.strictest).await?;
+        if confined.ran() || !confined.said.is_empty() {
+            return Ok((confined, self.strictest));
+        }
+        let bare =
+            micro_guest::run(self.host, self.program, acceleration, Confinement::None).await?;
+        Ok(if bare.ran() { (bare, Confinement::None) } else { (confined, self.strictest) })
+    }
+}
+
+fn outcome(acceleration: Acceleration, confinement: Confinement, seen: &Sighting) -> Outcome {
+    let measured = seen.patience();
+    let patience = match acceleration {
+        Acceleration::Tcg => Patience::new(measured.factor().max(TCG_FACTOR)),
+        _ => measured,
+    };
+    let mut notes = Vec::new();
+    if confinement == Confinement::None {
+        notes.push(
+            "QEMU runs unconfined here: it refused its system call filter (-sandbox) or a user of \
+             its own"
+                .to_owned(),
+        );
+    }
+    Outcome { acceleration, confinement, patience, nests: seen.nests(), notes }
+}
+
+/// Returns what to tell about a host whose guests are emulated.
+fn emulated(host: &str, why: &str, patience: Patience) -> String {
+    format!(
+        "guests on {host} are emulated (TCG), about {:.0} times slower than the processor: {why}",
+        patience.factor()
+    )
+}
+
+fn nesting(trial: &Outcome, survey: &Survey) -> Nesting {
+    if trial.nests {
+        return Nesting::Proven;
+    }
+    let parameter = survey.all("nested").find_map(|line| line.split_once(' '));
+    Nesting::Absent(match parameter {
+        Some(("N" | "0", file)) => {
+            let module = if file.contains("kvm_amd") { "kvm_amd" } else { "kvm_intel" };
+            format!(
+                "{file} says that nesting is off; with no guest running: \
+                 modprobe -r {module} && modprobe {module} nested=1"
+            )
+        }
+        _ => "a guest was started and saw neither svm nor vmx".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_distributions_are_read() {
+        for (text, wanted) in [
+            ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)", "10.0.2"),
+            ("QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2ubuntu6.22)", "6.2.0"),
+            ("QEMU emulator version 9.1.3 (qemu-kvm-9.1.3-1.el10)", "9.1.3"),
+        ] {
+            assert_eq!(version(text).expect(text).to_string(), wanted);
+        }
+        assert_eq!(version("no such program"), None);
+    }
+
+    #[test]
+    fn the_firmware_pair_is_one_of_which_both_files_are_there() {
+        let survey = Survey::parse(
+            "file=/usr/share/OVMF/OVMF_CODE_4M.fd\n\
+             file=/usr/share/OVMF/OVMF_CODE.fd\nfile=/usr/share/OVMF/OVMF_VARS.fd\ndisplay=sdl\n",
+        );
+        let details = details(&survey);
+        assert_eq!(details[detail::EFI_CODE], "/usr/share/OVMF/OVMF_CODE.fd");
+        assert_eq!(details[detail::DISPLAY], "sdl");
+    }
+
+    #[test]
+    fn nesting_that_is_switched_off_names_the_switch() {
+        let trial = Outcome {
+            acceleration: Acceleration::Kvm,
+            confinement: Confinement::Filter,
+            patience: Patience::NATIVE,
+            nests: false,
+            notes: Vec::new(),
+        };
+        let survey = Survey::parse("nested=N /sys/module/kvm_intel/parameters/nested\n");
+        let Nesting::Absent(why) = nesting(&trial, &survey) else { panic!("it is off") };
+        assert!(why.contains("modprobe kvm_intel nested=1"), "{why}");
+    }
+}

@@ -1,0 +1,145 @@
+//! One VM on one host: its definition, its process, and the way to its QMP.
+
+use std::time::Duration;
+
+use camino::Utf8Path;
+
+use super::definition::Definition;
+use super::folder::Folder;
+use super::qmp::Qmp;
+use super::{argv, scripts};
+use crate::error::{Error, Kind, Result};
+use crate::host::{Exit, Host, Patience, StreamAddress};
+use crate::hypervisor::{GuestSpec, Power};
+
+/// How long QEMU may be silent on QMP. On the processor itself it answers within milliseconds; not
+/// every caller knows how slow the host is, so this is for one that is emulated.
+pub(super) fn qmp_silence() -> Duration {
+    Patience::new(20.0).limit(Duration::from_secs(5))
+}
+
+/// How often a condition is looked at that cannot be waited for otherwise.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A VM that is defined.
+#[derive(Debug)]
+pub(super) struct Vm {
+    /// Its definition as written.
+    pub(super) definition: Definition,
+    /// Its process, if there is one and it is this VM's.
+    pub(super) pid: Option<u32>,
+    /// Whether its last process went without ending itself.
+    pub(super) died: bool,
+}
+
+impl Vm {
+    /// Looks at the VM of `spec` on `host`; `None` if it is not defined.
+    pub(super) async fn look(host: &dyn Host, spec: &GuestSpec) -> Result<Option<Vm>> {
+        let command = scripts::look(Folder(&spec.directory));
+        let output = host.run(&command).await?;
+        match output.exit {
+            Exit::Code(0) => {}
+            Exit::Code(scripts::NOT_DEFINED) => return Ok(None),
+            _ => return Err(output.error(&command).on(host.name())),
+        }
+        let vm = parse(&output.stdout)
+            .map_err(|error| error.context(&spec.directory).on(host.name()))?;
+        Ok(Some(vm))
+    }
+
+    /// Opens the QMP of the VM, which runs in `directory` on `host`.
+    pub(super) async fn qmp(&self, host: &dyn Host, directory: &Utf8Path) -> Result<Qmp> {
+        let pid = self.pid.ok_or_else(|| {
+            Error::failed(format!("{} is not running", self.definition.vm)).on(host.name())
+        })?;
+        connect(host, directory, pid).await
+    }
+}
+
+/// Opens the QMP of the process `pid`, which runs in `directory` on `host`.
+pub(super) async fn connect(host: &dyn Host, directory: &Utf8Path, pid: u32) -> Result<Qmp> {
+    let socket = StreamAddress::Unix(Folder(directory).socket(argv::QMP_SOCKET, pid));
+    let stream = host.open_stream(&socket).await?;
+    Qmp::connect(stream, qmp_silence()).await.map_err(|error| error.on(host.name()))
+}
+
+/// Looks at the VM of `spec`, which must run.
+pub(super) async fn running(host: &dyn Host, spec: &GuestSpec) -> Result<Vm> {
+    match Vm::look(host, spec).await? {
+        Some(vm) if vm.pid.is_some() => Ok(vm),
+        _ => {
+            Err(Error::new(Kind::Unreachable, format!("{} is not running", spec.vm))
+                .on(host.name()))
+        }
+    }
+}
+
+/// Returns what [`scripts::look`] printed: the definition, whether QEMU left its mark, a process id, that
+/// process's arguments. The process is the VM's only if it has the VM's UUID among them; any other has
+/// got the id after QEMU ended.
+fn parse(printed: &[u8]) -> Result<Vm> {
+    let mut parts = printed.split(|byte| *byte == 0);
+    let definition = Definition::parse(parts.next().unwrap_or_default())?;
+    let uuid = definition.uuid.to_string();
+    let marked = parts.next() == Some(b"alive");
+    let pid = parts.next().and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
+    let arguments: Vec<&[u8]> = parts.collect();
+    let ours = arguments.windows(2).any(|pair| pair == [b"-uuid", uuid.as_bytes()]);
+    Ok(Vm { definition, pid: pid.filter(|_| ours), died: marked && !ours })
+}
+
+/// Returns the state that QEMU calls `status`: the words of `RunState` in its QAPI schema.
+pub(super) fn power(status: &str) -> Power {
+    match status {
+        "running" => Power::Running,
+        "paused" | "suspended" => Power::Paused,
+        "internal-error" => Power::Crashed("QEMU internal error".to_owned()),
+        "guest-panicked" => Power::Crashed("the guest's kernel panicked".to_owned()),
+        "io-error" => Power::Crashed("the disk could not be read or written".to_owned()),
+        other => Power::Changing(other.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::qemu::specimen::spec;
+
+    fn printed(mark: &str, pid: &str, arguments: &[&str]) -> Vec<u8> {
+        let definition = Definition::of(&spec()).expect("a disk can be defined");
+        let mut bytes = definition.write(Folder("/x".into())).input().to_vec();
+        for part in [mark, pid].into_iter().chain(arguments.iter().copied()) {
+            bytes.push(0);
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn a_process_is_the_vms_only_with_the_vms_uuid() {
+        let uuid = Definition::of(&spec()).expect("a disk can be defined").uuid.to_string();
+        let ours = printed("alive", "42", &["qemu-system-x86_64", "-name", "x", "-uuid", &uuid]);
+        let ours = parse(&ours).expect("parses");
+        assert_eq!((ours.pid, ours.died), (Some(42), false));
+        for others in [
+            printed("alive", "42", &["sshd"]),
+            printed("alive", "42", &["qemu", "-uuid", "6b1f3c52-0c1e-4a55-9d0f-a3b67e6d5c22"]),
+            printed("alive", "42", &["grep", &uuid]),
+            printed("alive", "42", &[]),
+        ] {
+            let others = parse(&others).expect("parses");
+            assert_eq!((others.pid, others.died), (None, true));
+        }
+        let ended = parse(&printed("", "42", &["sshd"])).expect("parses");
+        assert_eq!((ended.pid, ended.died), (None, false));
+    }
+
+    #[test]
+    fn a_vm_that_qemu_gave_up_on_has_crashed() {
+        assert_eq!(power("running"), Power::Running);
+        assert!(matches!(power("internal-error"), Power::Crashed(_)));
+        assert!(matches!(power("guest-panicked"), Power::Crashed(_)));
+        assert_eq!(power("prelaunch"), Power::Changing("prelaunch".to_owned()));
+    }
+}
