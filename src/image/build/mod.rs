@@ -4,5 +4,10 @@
 //! An image holds no key and no identity, so that its digest can be shared and compared; what makes a
 //! guest itself comes from its [`seed`].
 
+mod cpio;
+mod elf;
 mod fat;
+pub mod mirror;
 pub mod seed;
+mod tree;
+mod vmdk;
