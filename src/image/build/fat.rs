@@ -1,11 +1,11 @@
 //! A reproducible FAT volume: the same files give the same bytes.
 //!
-//! Reproducible because `fatfs` without its `chrono` feature stamps every entry with FAT's own epoch
-//! (1980-01-01), and because the serial number comes from the caller.
+//! Reproducible because every entry is dated with FAT's own epoch, and the serial number comes from the
+//! caller.
 
 use std::io::{Cursor, Write as _};
 
-use fatfs::{Dir, FileSystem, FormatVolumeOptions, FsOptions};
+use fatfs::{Date, DateTime, Dir, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
 use crate::error::{Error, Result};
 
@@ -36,7 +36,8 @@ impl Volume<'_> {
         let options = FormatVolumeOptions::new().volume_label(label).volume_id(self.serial);
         fatfs::format_volume(Cursor::new(&mut *bytes), options)?;
 
-        let volume = FileSystem::new(Cursor::new(bytes), FsOptions::new())?;
+        let options = FsOptions::new().time_provider(&Epoch);
+        let volume = FileSystem::new(Cursor::new(bytes), options)?;
         for (path, contents) in files {
             let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
             let mut file = folder_at(volume.root_dir(), folder)?.create_file(name)?;
@@ -44,6 +45,21 @@ impl Volume<'_> {
             file.write_all(contents)?;
         }
         volume.unmount()
+    }
+}
+
+/// A clock that stands still at the first moment that FAT can express.
+#[derive(Debug)]
+struct Epoch;
+
+impl TimeProvider for Epoch {
+    fn get_current_date(&self) -> Date {
+        Date { year: 1980, month: 1, day: 1 }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        let time = Time { hour: 0, min: 0, sec: 0, millis: 0 };
+        DateTime { date: self.get_current_date(), time }
     }
 }
 

@@ -22,6 +22,10 @@ pub const LABEL: &str = "CIDATA";
 /// The volume's size in bytes: the smallest that every hypervisor takes as a disk without ado.
 pub const SIZE: usize = 1 << 20;
 
+/// Where a BIOS looks for the mark of a disk that it can start. Without it the BIOS goes on to the next
+/// disk; with it, it would run the volume's boot code, which waits for a key to be pressed for ever.
+const BOOT_SIGNATURE: std::ops::Range<usize> = 510..512;
+
 /// What makes a guest itself.
 #[derive(Debug, Clone)]
 pub struct Seed {
@@ -66,7 +70,9 @@ impl Seed {
             files.push(("ssh_host_ed25519_key.pub", public_line.as_bytes()));
         }
         let serial = u32::from_str_radix(&instance[..8], 16).expect("the instance is hexadecimal");
-        Volume { label: LABEL, serial, size: SIZE }.with_files(&files)
+        let mut bytes = Volume { label: LABEL, serial, size: SIZE }.with_files(&files)?;
+        bytes[BOOT_SIGNATURE].fill(0);
+        Ok(bytes)
     }
 
     fn authorized_lines(&self) -> Result<Vec<String>> {
@@ -160,7 +166,6 @@ fn user_data(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Cursor, Read as _};
     use std::os::unix::fs::PermissionsExt as _;
 
     use ssh_key::rand_core::OsRng;
@@ -179,13 +184,19 @@ mod tests {
         }
     }
 
+    /// Reads a file as a program of another author does.
     fn file(volume: &[u8], name: &str) -> String {
-        let mut bytes = volume.to_vec();
-        let volume =
-            fatfs::FileSystem::new(Cursor::new(&mut bytes[..]), fatfs::FsOptions::new()).unwrap();
-        let mut text = String::new();
-        volume.root_dir().open_file(name).unwrap().read_to_string(&mut text).unwrap();
-        text
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("seed.img");
+        fs_err::write(&path, volume).unwrap();
+        let output = std::process::Command::new("mtype")
+            .arg("-i")
+            .arg(&path)
+            .arg(format!("::{name}"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     #[test]
@@ -223,6 +234,24 @@ mod tests {
         assert_eq!(config["ssh_keys"]["ed25519_private"], file(&volume, "ssh_host_ed25519_key"));
         let authorized = file(&volume, "authorized_keys");
         assert_eq!(config["ssh_authorized_keys"], json!(authorized.lines().collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn linux_finds_the_volume_by_its_label_and_a_bios_does_not_start_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("seed.img");
+        let volume = seed().volume().unwrap();
+        fs_err::write(&path, &volume).unwrap();
+        let blkid = std::process::Command::new("blkid")
+            .args(["--probe", "--output", "export"])
+            .arg(&path)
+            .env("PATH", "/usr/sbin:/sbin")
+            .output()
+            .unwrap();
+        let found = String::from_utf8(blkid.stdout).unwrap();
+        assert!(found.lines().any(|line| line == "LABEL=CIDATA"), "{found}");
+        assert!(found.lines().any(|line| line == "TYPE=vfat"), "{found}");
+        assert_ne!(&volume[BOOT_SIGNATURE], [0x55, 0xaa]);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Tree {
     }
 
     /// Returns the paths of the files and links directly or deeper in `folder`, in order.
-    pub(super) fn under<'t>(&'t self, folder: &'t str) -> impl Iterator<Item = &'t str> {
+    pub(super) fn under<'t>(&'t self, folder: &str) -> impl Iterator<Item = &'t str> + use<'t> {
         let start = format!("{folder}/");
         self.entries
             .range(start.clone()..)
