@@ -16,8 +16,10 @@ use super::modules::Kernel;
 use super::ova;
 use super::tree::Tree;
 use super::workshop::{Need, Workshop};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::host::Command;
+use crate::image::format::ImageFormat;
+use crate::image::manifest::BuildTable;
 
 /// What it is made of.
 const PACKAGES: [&str; 5] =
@@ -75,44 +77,39 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/shells", 0o644, "/bin/sh\n"),
 ];
 
+/// The boot loader's configuration.
+const ISOLINUX: &str = include_str!("appliance/isolinux.cfg");
+
 /// What builds it needs on this machine.
 const NEEDS: [Need; 1] = [("xorriso", "xorriso")];
-
-/// The packaging of an appliance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// A bootable ISO image, which is also a bootable raw disk.
-    Iso,
-    /// An OVA with that disk.
-    Ova,
-    /// A QEMU disk.
-    Qcow2,
-}
 
 /// What to build.
 pub(super) struct Appliance<'a> {
     pub(super) name: &'a str,
     pub(super) mirror: &'a Mirror,
-    pub(super) suite: &'a str,
-    pub(super) components: &'a [String],
-    /// Kernel modules beside [`MODULES`].
-    pub(super) modules: &'a [String],
-    pub(super) allow_stale: bool,
-    pub(super) form: Form,
+    pub(super) table: &'a BuildTable,
+    pub(super) format: ImageFormat,
+}
+
+/// Returns the texts that go into an appliance, or decide what does.
+pub(super) fn texts() -> impl Iterator<Item = &'static str> {
+    let files = FILES.iter().flat_map(|(path, _, contents)| [*path, *contents]);
+    files.chain([ISOLINUX, ova::OVF]).chain(PACKAGES).chain(PROGRAMS).chain(MODULES.iter().copied())
 }
 
 impl Appliance<'_> {
     /// Builds it; returns the file in the workshop, and what it was built from.
     pub(super) async fn build(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
+        self.check()?;
         shop.require(&self.needs(shop.host.is_root())).await?;
         let names = PACKAGES.map(str::to_owned);
         let packages = Packages {
             mirror: self.mirror,
-            suite: self.suite,
-            components: self.components,
+            suite: &self.table.suite,
+            components: &self.table.components,
             names: &names,
             debs: &[],
-            allow_stale: self.allow_stale,
+            allow_stale: self.table.allow_stale.is_some(),
             depth: Depth::Unpacked,
             options: &[],
         };
@@ -124,7 +121,7 @@ impl Appliance<'_> {
         let wanted: Vec<String> = MODULES
             .iter()
             .map(|name| (*name).to_owned())
-            .chain(self.modules.iter().cloned())
+            .chain(self.table.modules.iter().cloned())
             .collect();
         let folder = disc.clone();
         let boot = shop
@@ -139,13 +136,31 @@ impl Appliance<'_> {
         Ok((file, record))
     }
 
+    /// Refuses what the manifest cannot mean.
+    fn check(&self) -> Result<()> {
+        const FORMS: [ImageFormat; 4] =
+            [ImageFormat::Iso, ImageFormat::Ova, ImageFormat::Qcow2, ImageFormat::Raw];
+        if !FORMS.contains(&self.format) {
+            let what = format!("an appliance cannot be written as {}", self.format);
+            return Err(Error::new(Kind::Recipe, what).hint(format!("use one of {}", {
+                let names = FORMS.map(ImageFormat::as_str);
+                names.join(", ")
+            })));
+        }
+        if !self.table.packages.is_empty() || !self.table.debs.is_empty() {
+            let what = "an appliance takes kernel modules, but no further packages";
+            return Err(Error::new(Kind::Recipe, what).hint("`kind = \"debian\"` takes packages"));
+        }
+        Ok(())
+    }
+
     fn needs(&self, is_root: bool) -> Vec<Need> {
         let mut needs = bootstrap::NEEDS.to_vec();
         needs.extend(NEEDS);
         if !is_root {
             needs.extend(bootstrap::NEEDS_AS_USER);
         }
-        if self.form == Form::Qcow2 {
+        if self.format == ImageFormat::Qcow2 {
             needs.push(("qemu-img", "qemu-utils"));
         }
         needs
@@ -176,9 +191,8 @@ impl Appliance<'_> {
         iso: Utf8PathBuf,
         date: Timestamp,
     ) -> Result<Utf8PathBuf> {
-        match self.form {
-            Form::Iso => Ok(iso),
-            Form::Qcow2 => {
+        match self.format {
+            ImageFormat::Qcow2 => {
                 let disk = shop.path("appliance.qcow2");
                 // One coroutine and no writing out of order: the same disk gives the same file.
                 let command = Command::new("qemu-img")
@@ -187,12 +201,14 @@ impl Appliance<'_> {
                 shop.check(command).await?;
                 Ok(disk)
             }
-            Form::Ova => {
+            ImageFormat::Ova => {
                 let file = shop.path("appliance.ova");
                 let (name, to) = (self.name.to_owned(), file.clone());
                 shop.blocking(move || ova::write(&name, File::open(iso)?, date, &to)).await?;
                 Ok(file)
             }
+            // The image is a raw disk as it is.
+            _ => Ok(iso),
         }
     }
 }
@@ -208,7 +224,7 @@ fn lay_out(tree: &Tree, modules: &[String], date: Timestamp, folder: &Utf8Path) 
     ] {
         fs_err::write(isolinux.join(to), tree.read(from)?)?;
     }
-    fs_err::write(isolinux.join("isolinux.cfg"), include_str!("appliance/isolinux.cfg"))?;
+    fs_err::write(isolinux.join("isolinux.cfg"), ISOLINUX)?;
     fs_err::write(folder.join("vmlinuz"), kernel.image()?)?;
     let epoch = u32::try_from(date.as_second())
         .map_err(|_| Error::internal("a release is dated before 1970 or after 2106"))?;

@@ -14,7 +14,7 @@ use crate::error::Result;
 /// The description; names and sizes are put in for the words in braces.
 ///
 /// Three processors, as Kicksecure's own OVA asks for, so that nestlab's reduction is seen to work.
-const OVF: &str = include_str!("appliance/appliance.ovf");
+pub(super) const OVF: &str = include_str!("appliance/appliance.ovf");
 
 /// Writes the OVA of the machine `name` with `disk` to `to`; everything in it is dated `date`.
 pub(super) fn write(name: &str, disk: File, date: Timestamp, to: &Utf8Path) -> Result<()> {

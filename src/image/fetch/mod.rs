@@ -16,7 +16,7 @@ use url::Url;
 
 pub(super) use client::{Client, SMALL};
 use download::{Attempt, Trouble};
-use partial::Partial;
+pub(super) use partial::Partial;
 
 use super::manifest::{Download, Location, Manifest, OpenPgp, Placeholders};
 use super::proof::{Evidence, Expectations, Proven, Times};

@@ -1,5 +1,5 @@
 //! A download that is not done: its bytes so far, what they are a part of, and the lock that makes two
-//! downloads of one image one.
+//! downloads of one image one. A build holds its place in the same way.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -20,7 +20,7 @@ use crate::image::store::{Store, private_folder};
 const LOOK: Duration = Duration::from_millis(200);
 
 /// An unfinished download in the folder that belongs to it, held by this process alone.
-pub(super) struct Partial {
+pub(in crate::image) struct Partial {
     folder: Utf8PathBuf,
     state: State,
     /// The bytes came in more than one piece.
@@ -43,7 +43,7 @@ pub(super) struct State {
 
 impl Partial {
     /// Takes the unfinished download of the image with that identity; waits while another fetch has it.
-    pub(super) async fn open(
+    pub(in crate::image) async fn open(
         store: &Store,
         identity: &Sha256,
         feed: &Feed,
@@ -60,12 +60,17 @@ impl Partial {
                 };
                 return Ok(Partial { folder, state, stitched: false, _lock: lock });
             }
-            feed.doing("waiting for another fetch of the same image");
+            feed.doing("waiting for another run that gets the same image");
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = cancel.cancelled() => return Err(interrupted()),
             }
         }
+    }
+
+    /// Returns the folder that is held.
+    pub(in crate::image) fn folder(&self) -> &Utf8Path {
+        &self.folder
     }
 
     /// Returns the file of bytes so far; it need not exist.
@@ -125,7 +130,7 @@ impl Partial {
     }
 
     /// Removes the folder; whoever waits for its lock makes a new one.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(in crate::image) fn remove(self) -> Result<()> {
         Ok(fs_err::remove_dir_all(&self.folder)?)
     }
 
