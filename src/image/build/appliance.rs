@@ -166,7 +166,7 @@ impl Appliance<'_> {
         needs
     }
 
-    /// Makes the ISO image; every date in it comes from `SOURCE_DATE_EPOCH`.
+    /// Makes the ISO image; `SOURCE_DATE_EPOCH` dates the volume, an option the files.
     async fn disc(
         &self,
         shop: &Workshop<'_>,
@@ -177,6 +177,7 @@ impl Appliance<'_> {
         let command = Command::new("xorriso")
             .args(["-as", "mkisofs", "-quiet", "-r", "-V", "NESTLAB", "-o", iso.as_str()])
             .args(["-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat"])
+            .args(["--set_all_file_dates", &format!("={}", date.as_second())])
             .args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"])
             .args(["-isohybrid-mbr", shop.path("isohdpfx.bin").as_str()])
             .arg(folder.as_str())
