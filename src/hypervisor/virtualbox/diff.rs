@@ -222,12 +222,12 @@ impl Writer<'_> {
         let vm = &actual.settings;
         let old: u64 = vm.get(DISK_MIB)?.parse().ok()?;
         let slot = first_disk(vm)?;
-        let uuid = vm.get(&slot.uuid_setting())?;
+        let file = storage::medium(vm, &slot)?;
         (old < wanted && !vm.contains_key("SnapshotName")).then(|| Change {
             setting: DISK_MIB.to_owned(),
             actual: Some(old.to_string()),
             wanted: wanted.to_string(),
-            commands: vec![self.command(storage::grow(uuid, wanted))],
+            commands: vec![self.command(storage::grow(file, wanted))],
             needs_power_off: true,
         })
     }

@@ -57,7 +57,7 @@ pub(crate) async fn inspect(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Opt
     let Some(mut actual) = found else { return Ok(None) };
     let resizable = !matches!(spec.origin, Origin::Made(Media::Iso(_)));
     if let Some(slot) = diff::first_disk(&actual.settings)
-        && let Some(disk) = actual.settings.get(&slot.uuid_setting())
+        && let Some(disk) = storage::medium(&actual.settings, &slot)
         && spec.disk.is_some()
         && resizable
     {
@@ -194,27 +194,22 @@ pub(crate) async fn stop(
 }
 
 /// Removes the VM that nestlab made for `spec`, with its media and its folder, as far as each is there.
+///
+/// VirtualBox only forgets; the files go with the folder, so that nothing outside it is ever deleted.
+/// (`unregistervm --delete` also fails half-way for a VM with snapshots and a written-through disk.)
 pub(crate) async fn remove(manage: &Manage<'_>, spec: &GuestSpec, feed: &Feed) -> Result<()> {
     for uuid in registered_in(manage, &spec.directory).await? {
         if let Some(actual) = show(manage, &uuid).await? {
             stop(manage, &actual, Stop::Now, SETTLES, feed).await?;
-            feed.doing("removing the VM");
-            let command = manage.command(["unregistervm", &uuid, "--delete"]);
-            manage.run_command(&command, feed).await?;
-        } else {
-            forget_unreadable(manage, &uuid).await?;
+        }
+        feed.doing("removing the VM");
+        match manage.run(&["unregistervm", &uuid]).await {
+            Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => {}
+            Err(failure) => return Err(failure.into()),
         }
     }
     forget_media(manage, &spec.directory).await?;
     remove_folder(manage, &spec.directory).await
-}
-
-/// Unregisters a VM whose settings file cannot be read; there is nothing that VirtualBox could delete.
-async fn forget_unreadable(manage: &Manage<'_>, uuid: &str) -> Result<()> {
-    match manage.run(&["unregistervm", uuid]).await {
-        Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => Ok(()),
-        Err(failure) => Err(failure.into()),
-    }
 }
 
 /// Returns the UUIDs of all VMs whose settings file lies, or lay, in `directory`.

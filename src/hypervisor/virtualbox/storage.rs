@@ -215,9 +215,10 @@ pub(crate) fn attach_iso(vm: &str, slot: &Slot, iso: &Utf8Path) -> Act {
     ])
 }
 
-/// Returns what grows the medium `uuid`.
-pub(crate) fn grow(uuid: &str, mib: u64) -> Act {
-    manage(["modifymedium", "disk", uuid, "--resize", &mib.to_string()])
+/// Returns what grows the disk in `file`. By its path: VirtualBox does not find a medium by a UUID that it
+/// was given while it was attached.
+pub(crate) fn grow(file: &str, mib: u64) -> Act {
+    manage(["modifymedium", "disk", file, "--resize", &mib.to_string()])
 }
 
 /// Returns the slot in which the seed is; `None` if it is in none.
