@@ -10,6 +10,7 @@ mod program;
 pub mod quote;
 #[cfg(test)]
 pub(crate) mod scripted;
+pub mod ssh;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,0 +1,147 @@
+//! From a target to a session: the way there, and trying again.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+
+use super::actor::{Login, NotConnected};
+use super::connection::Connection;
+use super::{SshTarget, Via, wire};
+use crate::error::{Error, Kind, Result};
+use crate::host::Stream;
+
+/// How long an address may take to accept a connection, on bare metal.
+const ACCEPT: Duration = Duration::from_secs(10);
+
+/// How long a session that cannot be established is tried again, on bare metal: a server that is being
+/// restarted is back within a second or two.
+const TRY_AGAIN: Duration = Duration::from_secs(8);
+
+/// The pause after the first failed attempt; doubled after each, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Establishes a session, trying again with growing pauses as long as patience lasts and it may help.
+pub(super) async fn connect(target: &SshTarget) -> Result<Arc<Connection>> {
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let failed = match attempt(target).await {
+            Ok(connection) => return Ok(connection),
+            Err(failed) => failed,
+        };
+        if !failed.transient || started.elapsed() + pause > target.patience.limit(TRY_AGAIN) {
+            return Err(failed.error.context(format!("no SSH session with {}", target.name)));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn attempt(target: &SshTarget) -> Result<Arc<Connection>, NotConnected> {
+    let permanent = |error| NotConnected { error, transient: false };
+    let login = Login {
+        user: target.user.clone(),
+        credential: target.key.load().map_err(permanent)?,
+        policy: target.host_key.clone(),
+        known_as: match &target.via {
+            Via::Tcp { host, port } => (host.clone(), *port),
+            // The same 127.0.0.1 and port mean another machine at every level.
+            Via::Through(..) => (target.name.clone(), 22),
+        },
+        patience: target.patience,
+    };
+    let outer = socket(way(target).await?).map_err(local)?;
+    Connection::establish(outer, login).await
+}
+
+/// Waits for the server's identification and hangs up.
+pub(super) async fn probe(target: &SshTarget) -> Result<String> {
+    let mut stream: Box<dyn Stream> = match way(target).await.map_err(|failed| failed.error)? {
+        Way::Tcp(stream) => Box::new(stream),
+        Way::Through(stream) => stream,
+    };
+    let limit = target.patience.limit(ACCEPT);
+    let mut said = Vec::new();
+    let unreachable =
+        |why: String| Err(Error::new(Kind::Unreachable, format!("no SSH server answers: {why}")));
+    loop {
+        match wire::identification(&said) {
+            Ok(Some(found)) => return Ok(found.line),
+            Ok(None) => {}
+            Err(instead) => return unreachable(instead),
+        }
+        match tokio::time::timeout(limit, stream.read_buf(&mut said)).await {
+            Ok(Ok(0)) => return unreachable("the connection was closed".to_owned()),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return unreachable(error.to_string()),
+            Err(_) => {
+                return unreachable(format!("nothing heard for {:.0} s", limit.as_secs_f64()));
+            }
+        }
+    }
+}
+
+/// A byte stream to the server.
+enum Way {
+    Tcp(TcpStream),
+    Through(Box<dyn Stream>),
+}
+
+async fn way(target: &SshTarget) -> Result<Way, NotConnected> {
+    match &target.via {
+        Via::Tcp { host, port } => {
+            tcp(host, *port, target.patience.limit(ACCEPT)).await.map(Way::Tcp)
+        }
+        Via::Through(host, address) => host
+            .open_stream(address)
+            .await
+            .map(Way::Through)
+            .map_err(|error| NotConnected { transient: error.kind() == Kind::Unreachable, error }),
+    }
+}
+
+async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotConnected> {
+    let refused = |why: String| {
+        let message = format!("cannot connect to {}:{port}: {why}", crate::event::printable(host));
+        NotConnected { error: Error::new(Kind::Unreachable, message), transient: true }
+    };
+    match tokio::time::timeout(limit, TcpStream::connect((host, port))).await {
+        Ok(Ok(stream)) => {
+            stream.set_nodelay(true).map_err(local)?;
+            Ok(stream)
+        }
+        Ok(Err(error)) => Err(refused(error.to_string())),
+        Err(_) => Err(refused(format!("no answer for {:.0} s", limit.as_secs_f64()))),
+    }
+}
+
+/// Returns a socket with the server at its other end; what is not a socket itself is bridged by a pair.
+fn socket(way: Way) -> std::io::Result<OwnedFd> {
+    let far = match way {
+        Way::Tcp(stream) => return Ok(stream.into_std()?.into()),
+        Way::Through(stream) => stream,
+    };
+    let (near, outer) = std::os::unix::net::UnixStream::pair()?;
+    near.set_nonblocking(true)?;
+    let near = UnixStream::from_std(near)?;
+    tokio::spawn(async move {
+        let (mut from_near, mut to_near) = tokio::io::split(near);
+        let (mut from_far, mut to_far) = tokio::io::split(far);
+        // SSH has no half-open connections: when one side ends, so does the other. Why it ended, both
+        // ends know better.
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_near, &mut to_far) => {}
+            _ = tokio::io::copy(&mut from_far, &mut to_near) => {}
+        }
+    });
+    Ok(outer.into())
+}
+
+fn local(error: std::io::Error) -> NotConnected {
+    NotConnected { error: error.into(), transient: false }
+}

@@ -1,0 +1,379 @@
+//! The SSH host against a real sshd.
+
+#[path = "support/sshd.rs"]
+mod sshd;
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nestlab::Kind;
+use nestlab::event::{Event, Feed, Progress};
+use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget};
+use nestlab::host::{Command, Exit, HostRef, StreamAddress};
+use sshd::{Sshd, is_alive, until};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+fn shell(script: &str) -> Command {
+    Command::new("sh").args(["-c", script])
+}
+
+#[tokio::test]
+async fn a_command_runs_and_its_outputs_and_exit_code_come_back() {
+    let sshd = Sshd::start(&[]);
+    let output = sshd.host().run(&shell("echo out; echo err >&2; exit 7")).await.unwrap();
+    assert_eq!((output.text().as_str(), output.error_text().as_str()), ("out\n", "err\n"));
+    assert_eq!(output.exit, Exit::Code(7));
+}
+
+#[tokio::test]
+async fn both_outputs_are_read_however_much_is_written_to_either_first() {
+    let sshd = Sshd::start(&[]);
+    let flood = "head -c 8388608 /dev/zero >&2; head -c 8388609 /dev/zero; echo end >&2";
+    let output = sshd.host().run(&shell(flood)).await.unwrap();
+    assert!(output.exit.success());
+    assert_eq!((output.stdout.len(), output.stderr.len()), (8388609, 8388612));
+}
+
+#[tokio::test]
+async fn a_large_input_streams_through_while_the_output_is_read() {
+    let sshd = Sshd::start(&[]);
+    let input: Vec<u8> = (0..8 << 20).map(|i: u32| (i % 251) as u8).collect();
+    let output = sshd.host().run(&Command::new("cat").stdin(input.clone())).await.unwrap();
+    assert!(output.stdout == input);
+}
+
+#[tokio::test]
+async fn a_killed_command_is_a_signal_and_not_a_success() {
+    let sshd = Sshd::start(&[]);
+    for signal in ["KILL", "TERM", "SEGV"] {
+        let output = sshd.host().run(&shell(&format!("kill -{signal} $$"))).await.unwrap();
+        assert_eq!(output.exit, Exit::Signal(signal.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named_with_its_package() {
+    let sshd = Sshd::start(&[]);
+    let error = sshd.host().run(&Command::new("/nonexistent/qemu-img")).await.unwrap_err();
+    assert_eq!((error.kind(), error.host()), (Kind::Failed, Some("guest")));
+    assert!(error.hints()[0].contains("qemu-utils"), "{error:?}");
+}
+
+#[tokio::test]
+async fn odd_arguments_environment_and_paths_stay_data() {
+    let sshd = Sshd::start(&[]);
+    let odd = [
+        "$(touch owned)",
+        "`id`",
+        "a'b",
+        "a\"b",
+        "a\nb",
+        "-n",
+        "--",
+        "",
+        "*",
+        "~",
+        "!x",
+        "\\",
+        "é€",
+        "A=b",
+        "$HOME",
+        "; reboot",
+        "\t",
+        "#x",
+    ];
+    let host = sshd.host();
+    let command = Command::new("printf").arg("%s|").args(odd);
+    let expected: String = odd.iter().map(|arg| format!("{arg}|")).collect();
+    assert_eq!(host.check(&command).await.unwrap().text(), expected);
+    for value in odd {
+        let command = Command::new("printenv").arg("ODD").env("ODD", value);
+        assert_eq!(host.check(&command).await.unwrap().text(), format!("{value}\n"));
+    }
+    let program = sshd.path("it's=a $(b) -c");
+    std::fs::write(&program, "#!/bin/sh\necho \"$#:$1\"\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let output = host.check(&Command::new(program.as_str()).arg("-e")).await.unwrap();
+    assert_eq!(output.text(), "1:-e\n");
+}
+
+#[tokio::test]
+async fn a_user_name_with_shell_syntax_is_only_an_unknown_user() {
+    let sshd = Sshd::start(&[]);
+    for user in ["$(touch /tmp/x)", "a'b", "-oProxyCommand=x", "a\nb", "", "nul\0nul"] {
+        let target = SshTarget { user: user.to_owned(), ..sshd.target() };
+        let host: HostRef = Arc::new(Ssh::new(target));
+        let error = host.run(&Command::new("true")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unreachable, "{user:?}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn many_commands_run_at_once_in_one_session_beyond_what_the_server_allows() {
+    // OpenSSH allows ten sessions in one connection.
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let commands = (0..20).map(|n| {
+        let host = host.clone();
+        async move {
+            let script = format!("head -c {} /dev/zero; echo {n} >&2", 100_000 + n);
+            host.check(&shell(&script)).await.unwrap()
+        }
+    });
+    let outputs = futures::future::join_all(commands).await;
+    for (n, output) in outputs.iter().enumerate() {
+        assert_eq!(output.stdout.len(), 100_000 + n);
+        assert_eq!(output.error_text().trim(), n.to_string());
+    }
+    let log = sshd.read("log");
+    assert_eq!(log.matches("Accepted publickey").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_server_with_another_host_key_is_refused_before_anything_is_sent_to_it() {
+    let mut sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    host.check(&Command::new("true")).await.unwrap();
+    let target = sshd.target();
+    sshd.stop();
+    sshd.change_host_key();
+    sshd.start_again();
+    for host in [host, Arc::new(Ssh::new(target))] {
+        let error = host.check(&Command::new("true")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Untrusted, "{error:?}");
+        assert!(error.message().contains("not the one it should be"), "{error}");
+    }
+    let log = sshd.read("log");
+    assert_eq!(log.matches("Accepted publickey").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_server_without_the_pinned_kind_of_key_is_refused() {
+    let sshd = Sshd::start(&["HostKeyAlgorithms ssh-ed25519"]);
+    let rsa = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDB".to_owned();
+    let target = SshTarget { host_key: HostKeyPolicy::Pinned(vec![rsa]), ..sshd.target() };
+    let host: HostRef = Arc::new(Ssh::new(target));
+    let error = host.check(&Command::new("true")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untrusted, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_the_server_does_not_know_is_refused_at_once_and_clearly() {
+    let sshd = Sshd::start(&[]);
+    let target = SshTarget { key: SshKey::File(sshd.path("stranger")), ..sshd.target() };
+    let host: HostRef = Arc::new(Ssh::new(target));
+    let error = host.check(&Command::new("true")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error:?}");
+    assert!(error.message().contains("does not let"), "{error}");
+    assert!(error.hints()[0].contains("authorized_keys"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_connection_cut_under_a_command_is_never_a_success_and_the_next_call_connects_again() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let started = sshd.path("started");
+    let script = format!("touch {started}; sleep 1000");
+    let command = shell(&script);
+    let running = host.run(&command);
+    let cutting = async {
+        until(|| started.exists()).await;
+        sshd.cut();
+    };
+    let (ended, ()) = tokio::join!(running, cutting);
+    let error = ended.unwrap_err();
+    assert_eq!((error.kind(), error.host()), (Kind::Unreachable, Some("guest")), "{error:?}");
+    assert_eq!(host.check(&shell("echo back")).await.unwrap().text(), "back\n");
+}
+
+#[tokio::test]
+async fn a_session_is_established_again_after_the_server_was_restarted() {
+    let mut sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    host.check(&Command::new("true")).await.unwrap();
+    sshd.stop();
+    let calling = tokio::spawn({
+        let host = host.clone();
+        async move { host.check(&shell("echo back")).await }
+    });
+    sshd.start_again();
+    assert_eq!(calling.await.unwrap().unwrap().text(), "back\n");
+}
+
+#[tokio::test]
+async fn a_dropped_command_is_ended_on_the_other_side_with_its_children() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let pids = sshd.path("pids");
+    let script = format!("sleep 1000 & echo $! $$ > {pids}.part; mv {pids}.part {pids}; wait");
+    let running = tokio::spawn({
+        let host = host.clone();
+        async move { host.run(&shell(&script)).await }
+    });
+    until(|| pids.exists()).await;
+    running.abort();
+    for pid in sshd.read("pids").split_whitespace() {
+        let pid = pid.parse().unwrap();
+        until(|| !is_alive(pid)).await;
+    }
+    assert!(host.check(&Command::new("true")).await.is_ok());
+}
+
+#[tokio::test]
+async fn silence_beyond_the_limit_ends_the_command_on_the_other_side() {
+    let sshd = Sshd::start(&[]);
+    let command = shell("echo $$; trap '' TERM; while :; do sleep 1000; done");
+    let command = command.silence(Duration::from_millis(500));
+    let mut said = Vec::new();
+    let error = sshd
+        .host()
+        .run_streaming(&command, &mut |_, bytes| said.extend_from_slice(bytes))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Failed);
+    assert!(error.message().contains("wrote nothing"), "{error}");
+    let pid = String::from_utf8(said).unwrap().trim().parse().unwrap();
+    until(|| !is_alive(pid)).await;
+}
+
+#[tokio::test]
+async fn files_of_64_mib_go_there_and_back_unchanged() {
+    let sshd = Sshd::start(&[]);
+    let (from, there, back) = (sshd.path("from"), sshd.path("it's there"), sshd.path("back"));
+    let mut state = 1u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state.to_le_bytes()
+    })
+    .take(8 << 20)
+    .flatten()
+    .collect();
+    std::fs::write(&from, &bytes).unwrap();
+    let last = Arc::new(Mutex::new(None));
+    let feed = Feed::new({
+        let last = last.clone();
+        move |event| *last.lock().unwrap() = Some(event)
+    })
+    .for_step("l1/put");
+    let host = sshd.host();
+    host.put(&from, &there, 0o640, &feed).await.unwrap();
+    let done = Progress::Bytes { done: 64 << 20, total: Some(64 << 20) };
+    let event = Event::StepProgress { step: "l1/put".to_owned(), progress: done };
+    assert_eq!(*last.lock().unwrap(), Some(event));
+    assert!(std::fs::read(&there).unwrap() == bytes);
+    assert_eq!(std::fs::metadata(&there).unwrap().permissions().mode() & 0o7777, 0o640);
+
+    host.get(&there, &back, &Feed::silent()).await.unwrap();
+    assert!(std::fs::read(&back).unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_transfer_that_is_cut_leaves_what_was_there_before() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let (from, to) = (sshd.path("from"), sshd.path("to"));
+    std::fs::File::create(&from).unwrap().set_len(4 << 30).unwrap();
+    std::fs::write(&to, "before").unwrap();
+    let feed = Feed::silent();
+    let part_is_there = || names(&sshd).iter().any(|name| name.ends_with(".part"));
+    let cutting = async {
+        until(part_is_there).await;
+        sshd.cut();
+    };
+    let (put, ()) = tokio::join!(host.put(&from, &to, 0o600, &feed), cutting);
+    assert_eq!(put.unwrap_err().kind(), Kind::Unreachable);
+    assert_eq!(std::fs::read_to_string(&to).unwrap(), "before");
+    until(|| !part_is_there()).await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_or_written_is_told_with_the_reason() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let (none, to) = (sshd.path("none"), sshd.path("to"));
+    let error = host.get(&none, &to, &Feed::silent()).await.unwrap_err();
+    assert!(error.output_tail().unwrap().contains("No such file"), "{error:?}");
+    assert!(!to.exists());
+    let error = host.put(&sshd.path("user"), &none.join("x"), 0o600, &Feed::silent()).await;
+    let error = error.unwrap_err();
+    assert!(error.output_tail().unwrap().contains("none"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_third_level_is_reached_through_the_second_through_the_first() {
+    let (first, second, third) = (Sshd::start(&[]), Sshd::start(&[]), Sshd::start(&[]));
+    let l1 = first.host();
+    let l2: HostRef = Arc::new(Ssh::new(second.target_through("l2", l1.clone())));
+    let l3: HostRef = Arc::new(Ssh::new(third.target_through("l3", l2)));
+    let port = third.port();
+    let output = l3.check(&shell("echo $SSH_CONNECTION")).await.unwrap().text();
+    assert!(output.trim().ends_with(&port.to_string()), "{output}");
+
+    let flood = shell("head -c 8388608 /dev/zero >&2; head -c 8388609 /dev/zero");
+    let output = l3.check(&flood).await.unwrap();
+    assert_eq!((output.stdout.len(), output.stderr.len()), (8388609, 8388608));
+
+    first.cut();
+    assert_eq!(l3.check(&shell("echo back")).await.unwrap().text(), "back\n");
+    let stranger =
+        Ssh::new(SshTarget { host_key: first.target().host_key, ..third.target_through("l3", l1) });
+    let stranger: HostRef = Arc::new(stranger);
+    assert_eq!(stranger.check(&Command::new("true")).await.unwrap_err().kind(), Kind::Untrusted);
+}
+
+#[tokio::test]
+async fn streams_reach_tcp_and_unix_sockets_there_and_carry_both_ends() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let path = sshd.path("socket");
+    let unix = tokio::net::UnixListener::bind(&path).unwrap();
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = tcp.accept().await.unwrap();
+        echo(&mut stream).await;
+        let (mut stream, _) = unix.accept().await.unwrap();
+        echo(&mut stream).await;
+    });
+    for address in [StreamAddress::Tcp("127.0.0.1".into(), port), StreamAddress::Unix(path.clone())]
+    {
+        let stream = host.open_stream(&address).await.unwrap();
+        let (mut read, mut write) = tokio::io::split(stream);
+        let sent = vec![7; 3 << 20];
+        let sending = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let (read, ()) = tokio::join!(read.read_to_end(&mut back), sending);
+        assert_eq!(read.unwrap(), sent.len());
+    }
+    let nowhere = StreamAddress::Unix(path.join("none"));
+    let error = host.open_stream(&nowhere).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_stream_in_a_lost_session_ends_with_an_error_and_not_as_if_complete() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let mut stream = host.open_stream(&StreamAddress::Tcp("127.0.0.1".into(), port)).await.unwrap();
+    sshd.cut();
+    let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+async fn echo(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    tokio::io::copy(&mut read, &mut write).await.unwrap();
+    write.shutdown().await.unwrap();
+}
+
+/// Returns the names in a server's folder.
+fn names(sshd: &Sshd) -> Vec<String> {
+    let entries = std::fs::read_dir(sshd.path("")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
