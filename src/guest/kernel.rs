@@ -68,14 +68,15 @@ pub async fn why_headers(site: Site<'_>, release: &str) -> Result<Option<String>
     Ok((!there.exit.success()).then(|| format!("no headers for the kernel {release}")))
 }
 
-fn is_release(text: &str) -> bool {
+/// Returns whether `text` looks like a kernel's release.
+pub(crate) fn is_release(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~".contains(&b))
 }
 
 /// Compares two kernel releases as the boot loader's menu does: numbers as numbers, the rest as text,
 /// and a release candidate before its release.
-fn compare(a: &str, b: &str) -> Ordering {
+pub(crate) fn compare(a: &str, b: &str) -> Ordering {
     let (a, b) = (a.replace("-rc", "~rc"), b.replace("-rc", "~rc"));
     let (mut a, mut b) = (a.as_str(), b.as_str());
     loop {

@@ -20,10 +20,13 @@ use super::{Site, clock};
 use crate::error::{Error, Result};
 use crate::host::Command;
 use run::Transcript;
-use trouble::Trouble;
+use trouble::{Cause, Trouble};
 
-/// How often a mirror that does not answer is asked again, besides apt's own retries.
-const MIRROR_ATTEMPTS: u32 = 3;
+/// How often a mirror is asked that does not answer apt, which retries by itself three times.
+const MIRROR_ATTEMPTS: u32 = 2;
+
+/// How long a mirror is left alone before it is asked again.
+const MIRROR_PAUSE: Duration = Duration::from_secs(3);
 
 /// Remembers for which sources the lists were fetched; apt itself leaves no trace of a success.
 const STAMP: &str = "/var/lib/nestlab/apt-sources";
@@ -123,8 +126,8 @@ async fn why_upgrade(site: Site<'_>) -> Result<Option<String>> {
     if !output.exit.success() {
         // It refuses to look further when something is half installed; apply repairs that.
         let text = output.error_text();
-        return match text.lines().find_map(Trouble::of) {
-            Some(Trouble::Interrupted(_) | Trouble::BrokenDependencies(_)) => {
+        return match text.lines().find_map(Trouble::of).map(|trouble| trouble.cause) {
+            Some(Cause::Interrupted | Cause::BrokenDependencies) => {
                 Ok(Some("packages are half installed".to_owned()))
             }
             _ => Err(output.error(&simulation).on(site.host.name())),
@@ -206,22 +209,22 @@ async fn until_done(site: Site<'_>, task: &Task) -> Result<()> {
 /// Does what helps against `trouble`, and returns whether it is worth another try.
 async fn remedied(site: Site<'_>, trouble: &Trouble, tried: &mut Tried) -> Result<bool> {
     let first = |done: &mut bool| !std::mem::replace(done, true);
-    match trouble {
-        Trouble::Locked(_) => lock::wait(site).await.map(|()| true),
-        Trouble::Interrupted(_) | Trouble::BrokenDependencies(_) if first(&mut tried.repair) => {
+    match trouble.cause {
+        Cause::Locked => lock::wait(site).await.map(|()| true),
+        Cause::Interrupted | Cause::BrokenDependencies if first(&mut tried.repair) => {
             repair::run(site).await.map(|()| true)
         }
-        Trouble::NotYetValid(_) if first(&mut tried.clock) => Ok(clock::set(site).await?.is_some()),
-        Trouble::OldLists(_) if first(&mut tried.lists) => {
+        Cause::NotYetValid if first(&mut tried.clock) => Ok(clock::set(site).await?.is_some()),
+        Cause::OldLists if first(&mut tried.lists) => {
             site.feed.doing("fetching the package lists again, since the mirror has changed");
             let update: Transcript =
                 run::detached(site, &Task::Update.command(site.patience)).await?;
             if update.exit.success() { Ok(true) } else { Err(update.error(site)) }
         }
-        Trouble::Mirror(_) if tried.mirror + 1 < MIRROR_ATTEMPTS => {
+        Cause::Mirror if tried.mirror + 1 < MIRROR_ATTEMPTS => {
             tried.mirror += 1;
             site.feed.doing("waiting before asking the mirror again");
-            site.pause(Duration::from_secs(1 << (2 * tried.mirror))).await?;
+            site.pause(MIRROR_PAUSE).await?;
             Ok(true)
         }
         _ => Ok(false),

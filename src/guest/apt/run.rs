@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::status::{self, Status};
-use super::trouble::Trouble;
+use super::trouble::{Cause, Trouble};
 use crate::error::{Error, Result};
 use crate::event::Feed;
 use crate::guest::Site;
@@ -25,7 +25,7 @@ pub(super) struct Transcript {
 impl Transcript {
     /// Returns what went wrong, the cause before its consequences.
     pub(super) fn trouble(&self) -> Option<&Trouble> {
-        self.troubles.iter().min()
+        Trouble::first(&self.troubles)
     }
 
     /// Returns the error that tells it all.
@@ -110,8 +110,9 @@ impl<'a> Reader<'a> {
                 self.feed.item(done, total, crate::event::printable(what_short(&what)));
             }
             Status::Failure { package, message } => {
-                self.troubles.push(Trouble::Package(format!("{package}: {message}")));
-                self.text(&format!("{package}: {message}"));
+                let line = format!("{package}: {message}");
+                self.text(&line);
+                self.troubles.push(Trouble { cause: Cause::Package, line });
             }
         }
     }
@@ -204,8 +205,8 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
             reader.line(line);
         }
         let transcript = reader.end(Command::new("apt-get"), Exit::Code(100));
-        let Some(Trouble::Package(first)) = transcript.trouble() else { panic!("{transcript:?}") };
-        assert!(first.contains("returned an error"), "{first}");
+        let trouble = transcript.trouble().expect("a package failed");
+        assert!(trouble.line.starts_with("nl-bad: "), "{trouble:?}");
         assert_eq!(transcript.tail.len(), 3, "{:?}", transcript.tail);
     }
 }

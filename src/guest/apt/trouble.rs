@@ -4,31 +4,39 @@
 
 use crate::error::{Error, Kind};
 
+/// What a line complains of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) cause: Cause,
+    /// The line.
+    pub(super) line: String,
+}
+
 /// What went wrong. The order is that of explaining: the first one found is the cause of those behind.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Trouble {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
     /// Another program holds a lock.
-    Locked(String),
+    Locked,
     /// A file system is full.
-    DiskFull(String),
+    DiskFull,
     /// The mirror's Release file is of the future, as the guest's clock says.
-    NotYetValid(String),
+    NotYetValid,
     /// The mirror's Release file is past its Valid-Until.
-    Expired(String),
+    Expired,
     /// The repository's signature is missing or not by a known key.
-    Unsigned(String),
+    Unsigned,
     /// dpkg was interrupted, and its packages are half configured.
-    Interrupted(String),
+    Interrupted,
     /// A package lacks what it depends on, and apt offers to repair it.
-    BrokenDependencies(String),
+    BrokenDependencies,
     /// The mirror no longer has a file that the lists name.
-    OldLists(String),
+    OldLists,
     /// The mirror cannot be reached, or answered nonsense.
-    Mirror(String),
+    Mirror,
     /// No list names this package.
-    NoSuchPackage(String),
+    NoSuchPackage,
     /// A package's script failed.
-    Package(String),
+    Package,
 }
 
 impl Trouble {
@@ -40,131 +48,123 @@ impl Trouble {
             .iter()
             .any(|start| line.starts_with(start));
         // Wherever it stands: a package's own script may be the one that runs out of space.
-        if has("No space left on device") || has("You don't have enough free space in") {
-            return Some(Trouble::DiskFull(line.to_owned()));
-        }
-        if !complaint {
-            return None;
-        }
-        let text = line.to_owned();
-        Some(match () {
-            () if has("Could not get lock")
-                || has("Unable to acquire the dpkg frontend lock")
-                || has("Unable to lock directory")
-                || has("dpkg frontend lock was locked by") =>
-            {
-                Trouble::Locked(text)
-            }
-            () if has("is not valid yet") => Trouble::NotYetValid(text),
-            () if has("is expired (invalid since") => Trouble::Expired(text),
-            () if has("NO_PUBKEY")
-                || has("is not signed")
-                || has("couldn't be verified")
-                || has("signature verification failed")
-                || has("GPG error") =>
-            {
-                Trouble::Unsigned(text)
-            }
-            () if has("dpkg was interrupted") => Trouble::Interrupted(text),
-            () if has("Unmet dependencies") || has("--fix-broken install") => {
-                Trouble::BrokenDependencies(text)
-            }
-            () if has("Failed to fetch") && has(".deb ") && has("404") => Trouble::OldLists(text),
-            () if has("Failed to fetch")
-                || has("Unable to fetch some archives")
-                || has("Some index files failed to download")
-                || has("does not have a Release file")
-                || has("Temporary failure resolving")
-                || has("Hash Sum mismatch") =>
-            {
-                Trouble::Mirror(text)
-            }
-            () if has("Unable to locate package")
-                || has("has no installation candidate")
-                || (has("Version '") && has("was not found")) =>
-            {
-                Trouble::NoSuchPackage(text)
-            }
-            () if has("error processing") || has("returned an error code") => {
-                Trouble::Package(text)
-            }
-            () => return None,
-        })
+        let full = has("No space left on device") || has("You don't have enough free space in");
+        let cause = if full { Some(Cause::DiskFull) } else { complaint.then(|| cause(line))? };
+        cause.map(|cause| Trouble { cause, line: line.to_owned() })
     }
 
-    /// Returns the line that told it.
-    fn line(&self) -> &str {
-        match self {
-            Trouble::Locked(line)
-            | Trouble::DiskFull(line)
-            | Trouble::NotYetValid(line)
-            | Trouble::Expired(line)
-            | Trouble::Unsigned(line)
-            | Trouble::Interrupted(line)
-            | Trouble::BrokenDependencies(line)
-            | Trouble::OldLists(line)
-            | Trouble::Mirror(line)
-            | Trouble::NoSuchPackage(line)
-            | Trouble::Package(line) => line,
-        }
+    /// Returns the one of `troubles` that explains the others.
+    pub(super) fn first(troubles: &[Trouble]) -> Option<&Trouble> {
+        troubles.iter().min_by_key(|trouble| trouble.cause)
     }
 
     /// Returns the error for the user when nothing more can be tried.
     pub(super) fn error(&self) -> Error {
-        let (kind, message, hint) = match self {
-            Trouble::Locked(_) => (
+        let (kind, message, hint) = match self.cause {
+            Cause::Locked => (
                 Kind::Busy,
                 "another program holds apt's lock",
                 "wait until it has finished, then run the same command again",
             ),
-            Trouble::DiskFull(_) => (
+            Cause::DiskFull => (
                 Kind::Failed,
                 "the disk is full",
                 "give the guest a larger `disk` in the recipe, or free space inside it with `apt-get clean`",
             ),
-            Trouble::NotYetValid(_) => (
+            Cause::NotYetValid => (
                 Kind::Failed,
                 "the mirror's Release file is of the future: the clock is wrong",
                 "set the clock of the machine that nestlab runs on; guests follow it",
             ),
-            Trouble::Expired(_) => (
+            Cause::Expired => (
                 Kind::Network,
                 "the mirror's Release file has expired",
                 "use a mirror that is kept up to date; if it is meant to be old, let the image say so with `allow-stale-release = true` (signatures are still checked)",
             ),
-            Trouble::Unsigned(_) => (
+            Cause::Unsigned => (
                 Kind::Untrusted,
                 "the repository is not signed by a key that this system trusts",
                 "install the repository's key with the `signed-by` option of its source",
             ),
-            Trouble::Interrupted(_) | Trouble::BrokenDependencies(_) => (
+            Cause::Interrupted | Cause::BrokenDependencies => (
                 Kind::Failed,
                 "packages are half installed, and apt could not repair it",
                 "inside the guest: `dpkg --configure -a`, then `apt-get --fix-broken install`",
             ),
-            Trouble::OldLists(_) => (
+            Cause::OldLists => (
                 Kind::Network,
                 "the mirror no longer has a package that its lists name",
                 "the mirror is being updated: run the same command again in a while",
             ),
-            Trouble::Mirror(_) => (
+            Cause::Mirror => (
                 Kind::Network,
                 "the mirror could not be reached or gave a wrong answer",
                 "look at the guest's network and at its apt sources, then run the same command again",
             ),
-            Trouble::NoSuchPackage(_) => (
+            Cause::NoSuchPackage => (
                 Kind::Failed,
                 "a package is in none of the guest's repositories",
                 "add the suite or component that has it to the image (VirtualBox is in Debian sid's `contrib`)",
             ),
-            Trouble::Package(_) => (
+            Cause::Package => (
                 Kind::Failed,
                 "a package could not be installed",
                 "the lines above it name the script that failed",
             ),
         };
-        Error::new(kind, format!("{message}: {}", crate::event::printable(self.line()))).hint(hint)
+        Error::new(kind, format!("{message}: {}", crate::event::printable(&self.line))).hint(hint)
     }
+}
+
+/// Returns what a complaint of apt or dpkg is about.
+fn cause(line: &str) -> Option<Cause> {
+    let has = |part: &&str| line.contains(*part);
+    let table: [(Cause, &[&str]); 9] = [
+        (
+            Cause::Locked,
+            &[
+                "Could not get lock",
+                "Unable to acquire the dpkg frontend lock",
+                "Unable to lock directory",
+                "dpkg frontend lock was locked by",
+            ],
+        ),
+        (Cause::NotYetValid, &["is not valid yet"]),
+        (Cause::Expired, &["is expired (invalid since"]),
+        (
+            Cause::Unsigned,
+            &[
+                "NO_PUBKEY",
+                "is not signed",
+                "couldn't be verified",
+                "signature verification failed",
+                "GPG error",
+            ],
+        ),
+        (Cause::Interrupted, &["dpkg was interrupted"]),
+        (Cause::BrokenDependencies, &["Unmet dependencies", "--fix-broken install"]),
+        (
+            Cause::Mirror,
+            &[
+                "Failed to fetch",
+                "Unable to fetch some archives",
+                "Some index files failed to download",
+                "does not have a Release file",
+                "Temporary failure resolving",
+                "Hash Sum mismatch",
+            ],
+        ),
+        (Cause::NoSuchPackage, &["Unable to locate package", "has no installation candidate"]),
+        (Cause::Package, &["error processing", "returned an error code"]),
+    ];
+    let gone = ["Failed to fetch", ".deb ", "404"].iter().all(has);
+    if gone {
+        return Some(Cause::OldLists);
+    }
+    if ["Version '", "was not found"].iter().all(has) {
+        return Some(Cause::NoSuchPackage);
+    }
+    table.iter().find(|(_, parts)| parts.iter().any(has)).map(|(cause, _)| *cause)
 }
 
 #[cfg(test)]
@@ -230,13 +230,13 @@ mod tests {
             "E: Sub-process /usr/bin/dpkg returned an error code (1)",
             " cannot copy extracted data: failed to write (No space left on device)",
         ];
-        let first = lines.iter().filter_map(|line| Trouble::of(line)).min();
-        assert!(matches!(first, Some(Trouble::DiskFull(_))), "{first:?}");
+        let troubles: Vec<_> = lines.iter().filter_map(|line| Trouble::of(line)).collect();
+        assert_eq!(Trouble::first(&troubles).map(|trouble| trouble.cause), Some(Cause::DiskFull));
     }
 
     #[test]
     fn what_a_mirror_writes_cannot_drive_the_terminal() {
-        let error = Trouble::Mirror("E: Failed to fetch \x1b[2Jx".into()).error();
+        let error = Trouble::of("E: Failed to fetch \x1b[2Jx").expect("a complaint").error();
         assert!(!error.message().contains('\x1b'));
     }
 }
