@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
+pub mod ova;
 pub mod server;
 pub mod signing;
 
@@ -77,6 +78,11 @@ impl Publisher {
         self.publish("libvirt-tar-xz", "libvirt", end, flavor, version, bytes.into())
     }
 
+    /// Publishes raw bytes in the place of an OVA: what arrives and is proven need not be a disk.
+    pub fn publish_raw(&self, version: &str, bytes: impl Into<Arc<[u8]>>) -> Release {
+        self.publish("raw", "ova", "Intel_AMD64.ova", "LXQt", version, bytes.into())
+    }
+
     fn publish(
         &self,
         format: &'static str,
@@ -98,6 +104,15 @@ impl Publisher {
         self.server.serve(&release.path, release.bytes.clone());
         self.sign(&release, &Signing::of(&release.file));
         release
+    }
+
+    /// Publishes everything else about a release anew under another version's name: an attacker's way
+    /// to pass one signed image off as another.
+    pub fn pass_off(&self, other: &Release, as_if: &Release) {
+        let log_of = |path: &str| self.server.current(path).expect("published");
+        for end in ["", ".asc", ".sha512sums", ".sha512sums.asc", ".sha512sums.sig"] {
+            self.server.serve(&as_if.beside(end), log_of(&other.beside(end)));
+        }
     }
 
     /// Signs a release anew: the image with `how`, its checksum file as always.

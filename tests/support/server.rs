@@ -119,6 +119,18 @@ impl Server {
         self.answer(path, move |request| good(request, &body));
     }
 
+    /// What a plain request for `path` is answered with; `None` if nothing.
+    pub fn current(&self, path: &str) -> Option<Arc<[u8]>> {
+        let handler = self.shared.handlers.lock().expect("no handler panicked").get(path).cloned();
+        let request = Request { path: path.to_owned(), headers: BTreeMap::new(), earlier: 0 };
+        handler.map(|handler| handler(&request).body)
+    }
+
+    /// Answers 404 for `path` from now on.
+    pub fn forget(&self, path: &str) {
+        self.shared.handlers.lock().expect("no handler panicked").remove(path);
+    }
+
     /// Every request so far, oldest first.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.log.lock().expect("no handler panicked").clone()

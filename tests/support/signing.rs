@@ -84,9 +84,9 @@ impl PgpKey {
         ))
     }
 
-    /// A key whose only subkey is for encryption.
-    pub fn encryption_subkey() -> Self {
-        Self::built(CertBuilder::new().add_storage_encryption_subkey())
+    /// A key whose only subkey is for logging in, not for signing files.
+    pub fn authentication_subkey() -> Self {
+        Self::built(CertBuilder::new().add_authentication_subkey())
     }
 
     fn built(builder: CertBuilder<'_>) -> Self {
@@ -228,7 +228,7 @@ pub fn armored(packets: &[Packet]) -> Vec<u8> {
 #[derive(Clone)]
 pub struct SignifyKey {
     pub number: [u8; 8],
-    secret: ed25519_dalek::SigningKey,
+    pub secret: ed25519_dalek::SigningKey,
 }
 
 impl SignifyKey {

@@ -144,7 +144,13 @@ impl Attempt<'_> {
 
     /// Compares the announced size with the pinned one and with the free space.
     fn fits(&self, have: u64, total: Option<u64>, partial: &mut Partial) -> Result<(), Trouble> {
-        let Some(total) = total else { return Ok(()) };
+        let Some(total) = total.or(self.expectations.size()) else {
+            partial.clear().map_err(Trouble::Stop)?;
+            let what = format!("{} does not say how big the file is", self.url);
+            return Err(Trouble::NextMirror(
+                Error::new(Kind::Network, what).hint("a `size` in the manifest would do instead"),
+            ));
+        };
         if let Some(pinned) = self.expectations.size().filter(|pinned| *pinned != total) {
             partial.clear().map_err(Trouble::Stop)?;
             let what = format!("size: {total} announced, not {pinned} bytes");

@@ -131,8 +131,12 @@ impl Job<'_> {
                 Ok(proven) => return self.adopt(partial, &url, file, proven).await,
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(Trouble::Retry(error) | Trouble::NextMirror(error)) => {
-                    self.feed.notice(Level::Warning, format!("{url}: {error}"));
-                    failures.push(error.context(&url));
+                    let error = match error.message().contains(url.as_str()) {
+                        true => error,
+                        false => error.context(&url),
+                    };
+                    self.feed.notice(Level::Warning, error.message());
+                    failures.push(error);
                 }
             }
         }

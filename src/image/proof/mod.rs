@@ -162,8 +162,8 @@ impl Expectations {
         digests.extend(self.sha256.map(|want| digest("SHA-256 pin", &want, &sha256)));
         digests.extend(self.sha512.map(|want| digest("SHA-512 pin", &want, &sha512)));
         digests.extend(self.sum.map(|(want, words)| match want {
-            Sum::Sha256(want) => digest(words, &want, &sha256),
-            Sum::Sha512(want) => digest(words, &want, &sha512),
+            Sum::Sha256(want) => digest(&format!("SHA-256 in the {words}"), &want, &sha256),
+            Sum::Sha512(want) => digest(&format!("SHA-512 in the {words}"), &want, &sha512),
         }));
         for (holds, proof, difference) in digests {
             check(holds, proof, difference);
