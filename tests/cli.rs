@@ -230,3 +230,105 @@ fn colors_are_for_terminals_unless_asked_for() {
     assert!(colored(&["--color", "always", "recipe", "show", "x"]));
     assert!(!colored(&["--color", "never", "recipe", "show", "x"]));
 }
+
+/// A recipe that is right and needs nothing that is not shipped: a tiny Linux in a tiny Linux.
+const TINY: &str = "schema = 1\nname = \"tiny\"\n\n[host]\nhypervisor = \"qemu\"\n\n[[guest]]\nname = \"l1\"\n\
+                    image = \"appliance\"\nhypervisor = \"qemu\"\n\n[[guest]]\nname = \"l2\"\nimage = \"appliance\"\n";
+
+fn write(home: &Path, text: &str) {
+    fs::write(home.join("lab.toml"), text).expect("written");
+}
+
+#[test]
+fn check_shows_every_value_and_why_it_is_that_one() {
+    let home = home();
+    write(home.path(), TINY);
+    let shown = answer(home.path(), &["check", "lab.toml", "--cpus", "4", "--memory", "16GiB"]);
+    for part in [
+        "tiny is right",
+        "L0  this machine: 4 cores, 16GiB, qemu",
+        "l1  level 1, qemu on L0, image appliance",
+        "one fewer than L0's 4 physical cores",
+        "a deeper guest starts with 1",
+        "10.0.3.0/24",
+    ] {
+        assert!(shown.contains(part), "{part} is missing in:\n{shown}");
+    }
+}
+
+#[test]
+fn check_answers_programs_with_the_fields_that_the_design_settles() {
+    let home = home();
+    write(home.path(), TINY);
+    let answer = json_answer(
+        home.path(),
+        &["check", "lab.toml", "--json", "--cpus", "4", "--memory", "16GiB"],
+    );
+    assert_eq!((&answer["schema"], &answer["recipe"]), (&1.into(), &"tiny".into()));
+    let l1 = &answer["guests"][0];
+    assert_eq!(l1["cpus"], 3);
+    assert_eq!(l1["derived"]["cpus"], "one fewer than L0's 4 physical cores");
+    assert_eq!((&l1["level"], &l1["parent"]), (&1.into(), &"L0".into()));
+    assert_eq!(answer["guests"][1]["cpus"], 1);
+}
+
+#[test]
+fn check_reads_this_machine_when_nothing_else_is_said() {
+    let home = home();
+    write(home.path(), TINY);
+    let answer = json_answer(home.path(), &["check", "lab.toml", "--json"]);
+    let total = fs::read_to_string("/proc/meminfo").expect("Linux has it");
+    let total = total.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+    assert_eq!(answer["host"]["memory_mib"].as_u64(), total.map(|kib| kib / 1024));
+}
+
+#[test]
+fn a_mistake_is_shown_with_its_line_and_exit_code_2() {
+    let home = home();
+    write(
+        home.path(),
+        &TINY.replace(
+            "hypervisor = \"qemu\"\n\n[[guest]]\nname = \"l2\"",
+            "memroy = \"1GiB\"\n\n[[guest]]\nname = \"l2\"",
+        ),
+    );
+    let output = run(home.path(), &["check", "lab.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    let expected = "error: lab.toml:10:1: unknown key `memroy`\n     |\n  10 | memroy = \"1GiB\"\n     | ^^^^^^\n  = did you mean `memory`?\n";
+    assert_eq!(text(&output.stderr), expected);
+    assert_eq!(text(&output.stdout), "");
+    let output = run(home.path(), &["check", "lab.toml", "--json"]);
+    let answer: Json = serde_json::from_slice(&output.stdout).expect("JSON");
+    let problem = &answer["error"]["problems"][0];
+    assert_eq!((&problem["line"], &problem["column"]), (&10.into(), &1.into()));
+    assert_eq!(problem["help"], "did you mean `memory`?");
+}
+
+#[test]
+fn a_machine_that_is_too_small_is_exit_code_3_and_the_line_that_asks_too_much() {
+    let home = home();
+    write(home.path(), &format!("{TINY}memory = \"20GiB\"\n"));
+    let output = run(home.path(), &["check", "lab.toml", "--cpus", "4", "--memory", "8GiB"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    write(home.path(), &TINY.replacen("image", "cpus = 9\nimage", 1));
+    let output = run(home.path(), &["check", "lab.toml", "--cpus", "4", "--memory", "8GiB"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        text(&output.stderr).contains("lab.toml:9:8: l1 is to have 9 CPUs"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_recipe_cannot_drive_the_terminal() {
+    let home = home();
+    write(
+        home.path(),
+        "schema = 1\nname = \"\u{1b}[2J\u{1b}]0;x\u{7}\"\n[[guest]]\nname = \"\u{202e}\"\n",
+    );
+    let output = run(home.path(), &["check", "lab.toml"]);
+    let told = text(&output.stderr);
+    assert!(!told.chars().any(|c| c.is_control() && c != '\n' || c == '\u{202e}'), "{told:?}");
+    assert_eq!(output.status.code(), Some(2));
+}

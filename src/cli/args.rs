@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use super::{completions, image, init, man, recipe, schema};
+use super::{check, completions, image, init, man, recipe, schema};
 use crate::error::{Error, Kind, Result};
 
 const STYLES: Styles = Styles::styled()
@@ -51,19 +51,10 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-impl From<Color> for crate::report::Color {
-    fn from(color: Color) -> Self {
-        match color {
-            Color::Auto => crate::report::Color::Auto,
-            Color::Always => crate::report::Color::Always,
-            Color::Never => crate::report::Color::Never,
-        }
-    }
-}
-
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Check(check::Args),
     Init(init::Args),
     Image(image::Args),
     Recipe(recipe::Args),
@@ -81,6 +72,16 @@ pub(crate) enum Color {
     Always,
     /// Never
     Never,
+}
+
+impl From<Color> for crate::report::Color {
+    fn from(color: Color) -> Self {
+        match color {
+            Color::Auto => crate::report::Color::Auto,
+            Color::Always => crate::report::Color::Always,
+            Color::Never => crate::report::Color::Never,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

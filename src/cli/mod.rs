@@ -5,10 +5,13 @@
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
 mod args;
+mod check;
 mod completions;
 mod failure;
+mod guests;
 mod image;
 mod init;
+mod machine;
 mod man;
 mod output;
 mod recipe;
@@ -40,6 +43,7 @@ pub fn main() -> ExitCode {
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
         Command::Image(args) => image::run(args, globals).await,
+        Command::Check(args) => check::run(args, globals).await,
         Command::Init(args) => init::run(args, globals).await,
         Command::Recipe(args) => recipe::run(args, globals).await,
         Command::Schema(args) => schema::run(args, globals).await,

@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 
-use super::diagnostic::nearest;
+use super::diagnostic::{Source, nearest};
 use super::tree::{Recipe, RecipeOrigin};
 use crate::error::{Error, Kind, Result};
 
@@ -27,7 +27,8 @@ impl Shipped {
     /// # Errors
     /// None for what ships; a test loads each.
     pub fn recipe(&self) -> Result<Recipe> {
-        Recipe::parse(self.text, RecipeOrigin::Shipped)
+        let file = format!("recipes/{}.toml", self.name);
+        Recipe::of(Source::new(&file, self.text), RecipeOrigin::Shipped)
     }
 }
 

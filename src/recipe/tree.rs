@@ -158,6 +158,10 @@ impl Recipe {
             RecipeOrigin::Text { name, .. } => name,
         };
         let source = Source::new(name, text);
+        Recipe::of(source, origin)
+    }
+
+    pub(super) fn of(source: Source, origin: RecipeOrigin) -> Result<Self> {
         read::tables(&source)
             .and_then(|tables| validate::recipe(tables, source, origin))
             .map_err(diagnostic::error)

@@ -341,8 +341,8 @@ impl Check<'_> {
     /// its parent must agree on.
     fn tree(&mut self, host: &RecipeHost, guests: &mut Vec<Drafted>) {
         let names: Vec<String> = guests.iter().map(|g| g.guest.name.to_string()).collect();
-        for index in 0..guests.len() {
-            self.known_parent(&guests[index], &names);
+        for drafted in guests.iter() {
+            self.known_parent(drafted, &names);
         }
         if !self.problems.is_empty() {
             return;
