@@ -168,18 +168,20 @@ fn networks(line: &mut Line, definition: &Definition) {
         .map(|forward| format!(",hostfwd=tcp:127.0.0.1:0-:{}", forward.guest_port))
         .collect::<String>();
     line.option("-netdev", format!("user,id=nat,ipv6=off,net={}{forwards}", definition.subnet));
-    line.device(format!("virtio-net-pci,netdev=nat,mac={}", mac(definition.uuid, "nat")));
+    line.device(card("nat", &mac(definition.uuid, "nat")));
     for (index, network) in definition.networks.iter().enumerate() {
         let (group, port) = multicast(network);
         line.option(
             "-netdev",
             format!("socket,id=shared{index},mcast={group}:{port},localaddr=127.0.0.1"),
         );
-        line.device(format!(
-            "virtio-net-pci,netdev=shared{index},mac={}",
-            mac(definition.uuid, network)
-        ));
+        line.device(card(&format!("shared{index}"), &mac(definition.uuid, network)));
     }
+}
+
+/// Returns a network card without the ROM that boots from a network: not every host has that file.
+fn card(netdev: &str, mac: &str) -> String {
+    format!("virtio-net-pci,netdev={netdev},mac={mac},romfile=")
 }
 
 /// Returns the multicast group and port of the shared network `name`, the same for every guest in it:
@@ -223,4 +225,89 @@ fn display(line: &mut Line, definition: &Definition, machine: &Machine) {
 /// Returns `text` as a value inside a QEMU option list, where a comma ends a value.
 fn escaped(text: &str) -> String {
     text.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::confinement::{Confinement, UserOption};
+    use super::super::machine::Efi;
+    use super::super::specimen::spec;
+    use super::*;
+    use crate::hypervisor::{GuestSpec, Media, Origin};
+
+    fn machine(acceleration: Acceleration) -> Machine {
+        Machine {
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            acceleration,
+            confinement: Confinement::Filter,
+            efi: Some(Efi {
+                code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+                variables: "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
+                format: "raw".to_owned(),
+            }),
+            display: Some("gtk".to_owned()),
+        }
+    }
+
+    fn line(spec: &GuestSpec, machine: &Machine) -> String {
+        let definition = Definition::of(spec).expect("a disk can be defined");
+        // One option a line, with its value if it has one.
+        argv(&definition, machine).join(" ").replace(" -", "\n-")
+    }
+
+    #[test]
+    fn a_plain_guest_on_tcg() {
+        insta::assert_snapshot!(line(&spec(), &machine(Acceleration::Tcg)));
+    }
+
+    #[test]
+    fn a_guest_with_everything_on_kvm() {
+        let mut spec = spec();
+        spec.nested = true;
+        spec.firmware = Firmware::Efi;
+        spec.seed = Some("/lab/l1/seed.img".into());
+        spec.networks = vec!["demo-lan".to_owned()];
+        spec.gui = true;
+        let mut machine = machine(Acceleration::Kvm);
+        machine.confinement = Confinement::FilterAndUser(UserOption::RunWith);
+        insta::assert_snapshot!(line(&spec, &machine));
+    }
+
+    #[test]
+    fn guests_of_one_network_share_its_address_and_no_card_address() {
+        let mut one = spec();
+        one.networks = vec!["demo-lan".to_owned(), "demo-dmz".to_owned()];
+        let mut two = one.clone();
+        two.vm = "nestlab-demo-other".to_owned();
+        let machine = machine(Acceleration::Tcg);
+        let options = |spec: &GuestSpec, part: &str| -> Vec<String> {
+            let line = line(spec, &machine);
+            line.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+        };
+        assert_eq!(options(&one, "mcast="), options(&two, "mcast="));
+        assert_ne!(options(&one, "mcast=")[0], options(&one, "mcast=")[1]);
+        let mut cards = [options(&one, "mac="), options(&two, "mac=")].concat();
+        assert_eq!(cards.len(), 6);
+        cards.sort();
+        cards.dedup();
+        assert_eq!(cards.len(), 6, "{cards:?}");
+    }
+
+    #[test]
+    fn odd_names_and_paths_stay_one_value() {
+        let mut spec = spec();
+        spec.vm = "a,debug-threads=on".to_owned();
+        spec.origin = Origin::Made(Media::Disk("/x/a,b \"c\".qcow2".into()));
+        let line = line(&spec, &machine(Acceleration::Tcg));
+        assert!(line.contains("-name guest=a,,debug"), "{line}");
+        assert!(line.contains(r#""filename":"/x/a,b \"c\".qcow2""#), "{line}");
+    }
+
+    #[test]
+    fn a_confined_user_is_one_that_nothing_else_is() {
+        for uuid in [Uuid::nil(), Uuid::max()] {
+            let id = confined_user(uuid);
+            assert!((1_879_048_192..=1_895_825_407).contains(&id), "{id}");
+        }
+    }
 }

@@ -45,34 +45,34 @@ fn firmware() -> Vec<u8> {
 
 /// What was seen of a micro-guest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Sighting {
+pub struct Sighting {
     /// The lines that the guest said, in order.
-    pub(super) said: Vec<String>,
+    pub said: Vec<String>,
     /// How long its work took, if it ended it.
-    pub(super) work: Option<Duration>,
+    pub work: Option<Duration>,
     /// What QEMU itself said, warnings left out.
-    pub(super) complaint: String,
+    pub complaint: String,
 }
 
 impl Sighting {
     /// Returns whether the guest ran to its end.
-    pub(super) fn ran(&self) -> bool {
+    pub fn ran(&self) -> bool {
         self.work.is_some()
     }
 
     /// Returns whether the guest saw hardware virtualization.
-    pub(super) fn nests(&self) -> bool {
+    pub fn nests(&self) -> bool {
         self.said.iter().any(|line| line == "svm" || line == "vmx")
     }
 
     /// Returns how much slower than a processor itself the guest was.
-    pub(super) fn patience(&self) -> Patience {
+    pub fn patience(&self) -> Patience {
         let work = self.work.unwrap_or_default();
         Patience::new(work.as_secs_f64() / NATIVE_WORK.as_secs_f64())
     }
 
     /// Returns in a few words what was seen, for people.
-    pub(super) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let came = match self.said.last() {
             _ if self.ran() => return "a micro-guest ran to its end".to_owned(),
             Some(line) => format!("a micro-guest got as far as `{line}`"),

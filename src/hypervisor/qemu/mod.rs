@@ -37,9 +37,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use self::definition::Definition;
 use self::folder::Folder;
 use self::machine::Machine;
+pub use self::micro_guest::Sighting;
 use self::snapshot::Restored;
 use self::vm::Vm;
-use super::{Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Power, Probe, Stop, Trace};
+use super::{
+    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Power, Probe, Stop, Trace,
+};
 use crate::error::{Error, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host, StreamAddress};
@@ -52,6 +55,15 @@ impl Qemu {
     /// Returns the driver.
     pub fn new() -> Self {
         Qemu
+    }
+
+    /// Runs the micro-guest on `host` by `acceleration` and returns what was seen of it, for whoever
+    /// wants to know why guests run there or do not.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`](crate::Kind) if QEMU is not installed; a guest that dies is a sighting.
+    pub async fn try_guest(&self, host: &dyn Host, acceleration: Acceleration) -> Result<Sighting> {
+        probe::try_guest(host, acceleration).await
     }
 }
 

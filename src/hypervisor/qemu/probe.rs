@@ -84,8 +84,40 @@ impl Survey {
     }
 }
 
+/// QEMU as it lies on a host, before it is tried.
+struct Found {
+    program: String,
+    version: semver::Version,
+    version_text: String,
+    survey: Survey,
+}
+
 /// Finds QEMU on `host` and tries how guests execute there.
 pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
+    let found = find(host).await?;
+    let outcome = Trial::new(host, &found).run(&found.survey).await?;
+    let mut details = details(&found.survey);
+    details.insert(detail::CONFINEMENT.to_owned(), outcome.confinement.to_string());
+    Ok(Probe {
+        acceleration: outcome.acceleration,
+        patience: outcome.patience,
+        nesting: nesting(&outcome, &found.survey),
+        notes: outcome.notes,
+        details,
+        version: found.version,
+        version_text: found.version_text,
+        program: Utf8PathBuf::from(found.program),
+    })
+}
+
+/// Runs the micro-guest on `host` and returns what was seen of it.
+pub(super) async fn try_guest(host: &dyn Host, acceleration: Acceleration) -> Result<Sighting> {
+    let found = find(host).await?;
+    let (seen, _confinement) = Trial::new(host, &found).seen(acceleration).await?;
+    Ok(seen)
+}
+
+async fn find(host: &dyn Host) -> Result<Found> {
     let survey = survey(host).await?;
     let program = survey.all("program").next().ok_or_else(|| {
         Error::new(Kind::HostCannot, "QEMU is not installed").on(host.name()).hint(
@@ -93,25 +125,17 @@ pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
              Fedora: dnf install qemu-system-x86-core qemu-img; Arch: pacman -S qemu-base",
         )
     })?;
-    let version_text = survey.all("version").next().unwrap_or_default().to_owned();
-    let version = version(&version_text).ok_or_else(|| {
+    let version_text = survey.all("version").next().unwrap_or_default();
+    let version = version(version_text).ok_or_else(|| {
         Error::new(Kind::HostCannot, format!("{program} does not say its version"))
             .on(host.name())
             .tail(version_text.as_bytes())
     })?;
-    let strictest = Confinement::strictest(&version, host.is_root());
-    let trial = Trial { host, program, strictest }.run(&survey).await?;
-    let mut details = details(&survey);
-    details.insert(detail::CONFINEMENT.to_owned(), trial.confinement.to_string());
-    Ok(Probe {
+    Ok(Found {
+        program: program.to_owned(),
         version,
-        program: Utf8PathBuf::from(program),
-        acceleration: trial.acceleration,
-        patience: trial.patience,
-        nesting: nesting(&trial, &survey),
-        notes: trial.notes,
-        details,
-        version_text,
+        version_text: version_text.to_owned(),
+        survey,
     })
 }
 
@@ -162,7 +186,12 @@ struct Trial<'a> {
     strictest: Confinement,
 }
 
-impl Trial<'_> {
+impl<'a> Trial<'a> {
+    fn new(host: &'a dyn Host, found: &'a Found) -> Self {
+        let strictest = Confinement::strictest(&found.version, host.is_root());
+        Trial { host, program: &found.program, strictest }
+    }
+
     /// Tries KVM, and TCG if KVM does not run a guest or is no faster.
     async fn run(&self, survey: &Survey) -> Result<Outcome> {
         let (why, kvm) = match self.kvm(survey).await? {
