@@ -7,7 +7,7 @@ use super::journal::{self, Reading};
 use super::keys::LabKeys;
 use super::known_hosts::KnownHosts;
 use super::lock::{self, Holder, LabLock};
-use super::private;
+use super::private::{self, Writing};
 use super::reservations::Reservations;
 use super::resources::{self, Resource};
 use super::status::Status;
@@ -16,6 +16,9 @@ use crate::recipe::LabName;
 
 /// A removed lab is first renamed to this prefix and a random name, so that it is gone at once.
 const REMOVED: &str = ".removed-";
+
+/// The name of the recipe in the lab's directory.
+pub(super) const RECIPE: &str = "recipe.toml";
 
 /// All labs of one state directory.
 #[derive(Debug, Clone)]
@@ -74,8 +77,9 @@ impl Labs {
         for directory in [lab.keys_directory(), lab.logs(), lab.disks()] {
             private::make_directory(&directory)?;
         }
+        let writing = Writing::into_directory(lab.directory())?;
         if !lab.recipe_path().exists() {
-            private::write(&lab.recipe_path(), recipe.as_bytes())?;
+            writing.write(RECIPE, recipe.as_bytes())?;
         }
         private::sync_directory(&self.directory())?;
         Ok(lab)
@@ -177,7 +181,7 @@ impl Lab {
 
     /// Returns where the recipe lies as it was last applied.
     pub fn recipe_path(&self) -> Utf8PathBuf {
-        self.directory.join("recipe.toml")
+        self.directory.join(RECIPE)
     }
 
     /// Returns the text of the recipe as it was last applied.
@@ -217,7 +221,7 @@ impl Lab {
 
     /// Returns the file with the guests' host keys, for the user's own ssh.
     pub fn known_hosts(&self) -> KnownHosts {
-        KnownHosts::at(self.directory.join("known_hosts"), self.name.clone())
+        KnownHosts::in_directory(self.directory.clone(), self.name.clone())
     }
 
     /// Takes the lab's lock for `command`, the argument vector that others are told.

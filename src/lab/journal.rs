@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -66,17 +66,29 @@ pub fn read(path: &Utf8Path) -> Result<Reading> {
 }
 
 /// A lab's journal, open for writing. Cheap to clone; it keeps the lab's lock.
+///
+/// A write may take as long as the disk does, so it happens on a thread of its own; nothing else
+/// waits for it.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    inner: Arc<Mutex<Inner>>,
+    shared: Arc<Shared>,
     lock: LabLock,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Shared {
+    /// Held while the disk is written.
+    writer: Mutex<Writer>,
+    /// Held for an instant only.
+    records: Mutex<Vec<Record>>,
+    /// What is to be written ahead of the next record; held for an instant only.
+    notes: Mutex<Vec<(Timestamp, Entry)>>,
+}
+
+#[derive(Debug)]
+struct Writer {
     file: File,
     path: Utf8PathBuf,
-    records: Vec<Record>,
     /// How many bytes of the file are whole lines.
     whole: u64,
     /// Whether there may be part of a line after them.
@@ -105,8 +117,13 @@ impl Journal {
         }
         let run = reading.records.iter().map(|record| record.run).max().unwrap_or(0);
         let torn = reading.whole < bytes.len() as u64;
-        let inner = Inner { file, path, records: reading.records, whole: reading.whole, torn, run };
-        Ok(Journal { inner: Arc::new(Mutex::new(inner)), lock: lock.clone() })
+        let writer = Writer { file, path, whole: reading.whole, torn, run };
+        let shared = Shared {
+            writer: Mutex::new(writer),
+            records: Mutex::new(reading.records),
+            notes: Mutex::default(),
+        };
+        Ok(Journal { shared: Arc::new(shared), lock: lock.clone() })
     }
 
     /// Returns the lock that it keeps.
@@ -116,12 +133,12 @@ impl Journal {
 
     /// Returns all records, oldest first.
     pub fn records(&self) -> Vec<Record> {
-        self.with(|inner| inner.records.clone())
+        locked(&self.shared.records).clone()
     }
 
     /// Returns what exists because of the lab, the newest first.
     pub fn resources(&self) -> Vec<Resource> {
-        self.with(|inner| resources::remaining(&inner.records))
+        resources::remaining(&locked(&self.shared.records))
     }
 
     /// Writes `entry`; when this returns, it is durable.
@@ -130,47 +147,76 @@ impl Journal {
     /// [`Kind::Io`], with a hint when the disk is full. What was written in part is cut off before
     /// the next write.
     pub async fn append(&self, entry: Entry) -> Result<()> {
+        self.on_its_own_thread(|shared| shared.append(&mut locked(&shared.writer), entry)).await
+    }
+
+    /// Records that `resource` is about to exist, unless that is recorded already.
+    pub(super) async fn append_new(&self, step: Option<String>, resource: Resource) -> Result<()> {
+        self.on_its_own_thread(|shared| {
+            let mut writer = locked(&shared.writer);
+            if resources::remaining(&locked(&shared.records)).contains(&resource) {
+                return Ok(());
+            }
+            shared.append(&mut writer, Entry::Creating { step, resource })
+        })
+        .await
+    }
+
+    /// Keeps `entry` in mind, and writes it ahead of the next record. For what may be lost in a crash.
+    pub fn note(&self, entry: Entry) {
+        locked(&self.shared.notes).push((Timestamp::now(), entry));
+    }
+
+    async fn on_its_own_thread(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        // The lock is kept by whoever still writes, even if nobody waits for it any more.
         let journal = self.clone();
-        tokio::task::spawn_blocking(move || journal.append_blocking(entry))
+        tokio::task::spawn_blocking(move || work(&journal.shared))
             .await
             .map_err(|error| Error::internal(format!("a write of the journal broke: {error}")))?
     }
+}
 
-    /// Writes `entry` on the calling thread; see [`Journal::append`].
-    pub fn append_blocking(&self, entry: Entry) -> Result<()> {
-        self.with(|inner| inner.append(entry))
-    }
+/// Locks; a panic elsewhere leaves at worst a torn line, which the writer knows of.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        // A panic leaves at worst a torn line, which `torn` knows of: nothing to be poisoned by.
-        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+impl Shared {
+    fn append(&self, writer: &mut Writer, entry: Entry) -> Result<()> {
+        let mut entries = std::mem::take(&mut *locked(&self.notes));
+        entries.push((Timestamp::now(), entry));
+        let mut records = Vec::with_capacity(entries.len());
+        let mut lines = Vec::new();
+        for (at, entry) in entries {
+            if matches!(entry, Entry::RunStarted { .. }) {
+                writer.run += 1;
+            }
+            let record = Record { schema: SCHEMA, at, run: writer.run, entry };
+            serde_json::to_writer(&mut lines, &record)
+                .map_err(|error| Error::internal(format!("a record is not JSON: {error}")))?;
+            lines.push(b'\n');
+            records.push(record);
+        }
+        writer.write(&lines).map_err(|error| writer.failed(error))?;
+        locked(&self.records).extend(records);
+        faults::point("the end of a write").map_err(|error| writer.failed(error))
     }
 }
 
-impl Inner {
-    fn append(&mut self, entry: Entry) -> Result<()> {
-        if matches!(entry, Entry::RunStarted { .. }) {
-            self.run += 1;
-        }
-        let record = Record { schema: SCHEMA, at: Timestamp::now(), run: self.run, entry };
-        let mut line = serde_json::to_vec(&record)
-            .map_err(|error| Error::internal(format!("a record is not JSON: {error}")))?;
-        line.push(b'\n');
-        self.write(&line).map_err(|error| self.failed(error))?;
-        self.records.push(record);
-        faults::point("the end of a write").map_err(|error| self.failed(error))
-    }
-
-    fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
+impl Writer {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
         faults::point("the start of a write")?;
         if self.torn {
             self.file.set_len(self.whole)?;
         }
         self.torn = true;
-        faults::write_all(&mut self.file, line)?;
+        faults::write_all(&mut self.file, lines)?;
         self.file.sync_data()?;
         self.torn = false;
-        self.whole += line.len() as u64;
+        self.whole += lines.len() as u64;
         Ok(())
     }
 
@@ -212,6 +258,17 @@ mod tests {
         let state = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("state");
         let name = "demo".parse().expect("a name");
         super::super::Labs::at(state).create(&name, "schema = 1\n").expect("makes a lab")
+    }
+
+    /// Makes `bytes` the journal of `lab`.
+    fn put(lab: &super::super::Lab, bytes: &[u8]) {
+        let writing = private::Writing::into_directory(lab.directory()).expect("locks");
+        writing.write("journal.jsonl", bytes).expect("writes");
+    }
+
+    fn append(journal: &Journal, entry: Entry) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(journal.append(entry)).expect("appends");
     }
 
     /// The bytes of a journal of `count` records.
@@ -276,16 +333,36 @@ mod tests {
             let lab = lab(&scratch);
             let bytes = written(count);
             let cut = (bytes.len() as f64 * cut) as usize;
-            private::write(&lab.journal_path(), &bytes[..cut]).expect("writes");
+            put(&lab, &bytes[..cut]);
             let before = Reading::of(&bytes[..cut]).records;
             let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
-            journal.append_blocking(entry(2)).expect("appends");
+            append(&journal, entry(2));
             let after = lab.read_journal().expect("reads");
             prop_assert!(after.damaged.is_empty());
             prop_assert_eq!(&after.records[..before.len()], &before[..]);
             prop_assert_eq!(&after.records[before.len()].entry, &entry(2));
             prop_assert_eq!(after.records.len(), before.len() + 1);
         }
+    }
+
+    #[test]
+    fn a_note_is_written_ahead_of_the_next_record() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let lab = lab(&scratch);
+        let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
+        let note = Entry::Stopped { guest: "l1".into() };
+        journal.note(note.clone());
+        assert!(lab.read_journal().expect("reads").records.is_empty());
+        append(&journal, entry(0));
+        let entries: Vec<Entry> = lab
+            .read_journal()
+            .expect("reads")
+            .records
+            .into_iter()
+            .map(|record| record.entry)
+            .collect();
+        assert_eq!(entries, [note, entry(0)]);
+        assert_eq!(journal.records().len(), 2);
     }
 
     #[test]
@@ -300,7 +377,7 @@ mod tests {
         };
         for _ in 0..3 {
             let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
-            journal.append_blocking(start()).expect("appends");
+            append(&journal, start());
         }
         let runs: Vec<u64> =
             lab.read_journal().expect("reads").records.iter().map(|record| record.run).collect();
@@ -316,10 +393,10 @@ mod tests {
                 r#"{{"schema":{schema},"at":"2026-01-01T00:00:00Z","run":1,"record":"teleported","to":"l9"}}"#
             ) + "\n"
         };
-        private::write(&lab.journal_path(), line(SCHEMA).as_bytes()).expect("writes");
+        put(&lab, line(SCHEMA).as_bytes());
         let reading = lab.read_journal().expect("reads");
         assert_eq!(reading.records[0].entry, Entry::Unknown);
-        private::write(&lab.journal_path(), line(SCHEMA + 1).as_bytes()).expect("writes");
+        put(&lab, line(SCHEMA + 1).as_bytes());
         assert_eq!(lab.read_journal().expect("reads").records.len(), 1);
         let lock = lab.lock(["test"]).expect("locks");
         let error = lock.journal().expect_err("is newer");

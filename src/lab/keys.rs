@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 
-use super::private;
+use super::private::{self, Writing};
 use crate::error::{Error, Kind, Result};
 
 /// The keys of one lab, each an Ed25519 key in OpenSSH's format.
@@ -43,7 +43,11 @@ impl LabKeys {
     fn key(&self, name: &str) -> Result<KeyPair> {
         let path = self.directory.join(name);
         if !path.exists() {
-            make(&path, name)?;
+            let writing = Writing::into_directory(&self.directory)?;
+            // Somebody may have made it while this one waited.
+            if !path.exists() {
+                make(&writing, name)?;
+            }
         }
         private::check_secret(&path)?;
         let private = PrivateKey::read_openssh_file(path.as_std_path()).map_err(|error| {
@@ -57,15 +61,15 @@ impl LabKeys {
 
 /// Makes a key. The private half is written last and at once: a public half may exist without it, but
 /// a private half is always whole.
-fn make(path: &Utf8Path, comment: &str) -> Result<()> {
+fn make(writing: &Writing, name: &str) -> Result<()> {
     let broken =
         |error: ssh_key::Error| Error::internal(format!("no SSH key could be made: {error}"));
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(broken)?;
-    key.set_comment(format!("nestlab {comment}"));
+    key.set_comment(format!("nestlab {name}"));
     let public = key.public_key().to_openssh().map_err(broken)?;
-    private::write(&path.with_extension("pub"), format!("{public}\n").as_bytes())?;
+    writing.write(&format!("{name}.pub"), format!("{public}\n").as_bytes())?;
     let private = key.to_openssh(LineEnding::LF).map_err(broken)?;
-    private::write(path, private.as_bytes())
+    writing.write(name, private.as_bytes())
 }
 
 /// A private key and its public half. Its `Debug` shows the public half only.
@@ -130,6 +134,17 @@ mod tests {
             keys.host_key("l1").expect("reads").public(),
             keys.host_key("l2").expect("makes").public()
         );
+    }
+
+    #[test]
+    fn all_who_ask_at_once_get_the_same_key() {
+        let (_keep, keys) = keys();
+        let publics: Vec<String> = std::thread::scope(|scope| {
+            let ask = || keys.host_key("l1").expect("makes or reads").public().to_owned();
+            let tasks: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            tasks.into_iter().map(|task| task.join().expect("does not panic")).collect()
+        });
+        assert!(publics.iter().all(|public| *public == publics[0]), "{publics:?}");
     }
 
     #[test]

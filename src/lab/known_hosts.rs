@@ -5,27 +5,30 @@
 
 use std::collections::BTreeMap;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 
-use super::private;
+use super::private::Writing;
 use crate::error::{Error, Kind, Result};
 use crate::recipe::LabName;
 
 /// The lab's `known_hosts` file.
 #[derive(Debug, Clone)]
 pub struct KnownHosts {
-    path: Utf8PathBuf,
+    directory: Utf8PathBuf,
     lab: LabName,
 }
 
+/// The file's name in the lab's directory.
+const NAME: &str = "known_hosts";
+
 impl KnownHosts {
-    pub(super) fn at(path: Utf8PathBuf, lab: LabName) -> Self {
-        KnownHosts { path, lab }
+    pub(super) fn in_directory(directory: Utf8PathBuf, lab: LabName) -> Self {
+        KnownHosts { directory, lab }
     }
 
     /// Returns where the file lies.
-    pub fn path(&self) -> &Utf8Path {
-        &self.path
+    pub fn path(&self) -> Utf8PathBuf {
+        self.directory.join(NAME)
     }
 
     /// Returns the alias of `guest`, such as `l1.demo.nestlab`.
@@ -44,22 +47,32 @@ impl KnownHosts {
                 key.to_openssh()
             })
             .map_err(|error| Error::internal(format!("the host key of {guest}: {error}")))?;
-        let mut lines = self.read()?;
-        lines.insert(self.alias(guest), key.trim().to_owned());
-        self.write(&lines)
+        self.change(|lines| {
+            lines.insert(self.alias(guest), key.trim().to_owned());
+        })
     }
 
     /// Removes the host key of `guest`, if there is one.
     pub fn remove(&self, guest: &str) -> Result<()> {
-        let mut lines = self.read()?;
-        if lines.remove(&self.alias(guest)).is_some() {
-            self.write(&lines)?;
+        self.change(|lines| {
+            lines.remove(&self.alias(guest));
+        })
+    }
+
+    fn change(&self, work: impl FnOnce(&mut BTreeMap<String, String>)) -> Result<()> {
+        let writing = Writing::into_directory(&self.directory)?;
+        let before = self.read()?;
+        let mut lines = before.clone();
+        work(&mut lines);
+        if lines == before {
+            return Ok(());
         }
-        Ok(())
+        let text: String = lines.iter().map(|(alias, key)| format!("{alias} {key}\n")).collect();
+        writing.write(NAME, text.as_bytes())
     }
 
     fn read(&self) -> Result<BTreeMap<String, String>> {
-        let text = match fs_err::read_to_string(&self.path) {
+        let text = match fs_err::read_to_string(self.path()) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error.into()),
@@ -69,16 +82,11 @@ impl KnownHosts {
                 line.split_once(' ')
                     .map(|(alias, key)| (alias.to_owned(), key.to_owned()))
                     .ok_or_else(|| {
-                        Error::new(Kind::Io, format!("{} has a line without a key", self.path))
+                        Error::new(Kind::Io, format!("{} has a line without a key", self.path()))
                             .hint("the file is nestlab's own and can be removed: the next up writes it again")
                     })
             })
             .collect()
-    }
-
-    fn write(&self, lines: &BTreeMap<String, String>) -> Result<()> {
-        let text: String = lines.iter().map(|(alias, key)| format!("{alias} {key}\n")).collect();
-        private::write(&self.path, text.as_bytes())
     }
 }
 
@@ -91,8 +99,9 @@ mod tests {
     #[test]
     fn openssh_finds_the_key_by_its_alias_until_it_is_removed() {
         let scratch = tempfile::tempdir().expect("a temporary directory");
-        let path = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("known_hosts");
-        let hosts = KnownHosts::at(path.clone(), "demo".parse().expect("a name"));
+        let directory = Utf8PathBuf::from_path_buf(scratch.path().into()).expect("UTF-8");
+        let hosts = KnownHosts::in_directory(directory, "demo".parse().expect("a name"));
+        let path = hosts.path();
         hosts.set("l1", KEY).expect("writes");
         hosts.set("l2", KEY).expect("writes");
         hosts.set("l1", KEY).expect("writes again");
@@ -110,10 +119,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_set_at_once_are_all_there() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let directory = Utf8PathBuf::from_path_buf(scratch.path().into()).expect("UTF-8");
+        let hosts = KnownHosts::in_directory(directory, "demo".parse().expect("a name"));
+        std::thread::scope(|scope| {
+            for guest in ["l1", "l2", "l3", "l4"] {
+                let hosts = &hosts;
+                scope.spawn(move || hosts.set(guest, KEY).expect("writes"));
+            }
+        });
+        assert_eq!(hosts.read().expect("reads").len(), 4);
+    }
+
+    #[test]
     fn what_is_not_a_key_is_never_written() {
         let scratch = tempfile::tempdir().expect("a temporary directory");
-        let path = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("known_hosts");
-        let hosts = KnownHosts::at(path.clone(), "demo".parse().expect("a name"));
+        let directory = Utf8PathBuf::from_path_buf(scratch.path().into()).expect("UTF-8");
+        let hosts = KnownHosts::in_directory(directory, "demo".parse().expect("a name"));
+        let path = hosts.path();
         assert!(hosts.set("l1", "* ssh-ed25519 x\n").is_err());
         assert!(!path.exists());
     }

@@ -29,12 +29,8 @@ impl Ledger {
     /// Records that `resource` is about to exist. To be called before it does; a thing that is
     /// already recorded is not recorded twice.
     pub async fn creating(&self, resource: Resource) -> Result<()> {
-        let journal = self.journal()?;
-        if journal.resources().contains(&resource) {
-            return Ok(());
-        }
         let step = self.step.as_deref().map(str::to_owned);
-        journal.append(Entry::Creating { step, resource }).await
+        self.journal()?.append_new(step, resource).await
     }
 
     /// Records that `resource` is gone. To be called after that was seen.

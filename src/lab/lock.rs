@@ -7,14 +7,15 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::directory::Lab;
+use super::directory::{Lab, RECIPE};
 use super::journal::Journal;
-use super::private;
+use super::private::{self, Writing};
 use crate::error::{Error, Kind, Result};
 
 /// Who holds a lab's lock.
@@ -32,8 +33,25 @@ pub struct Holder {
 #[derive(Debug, Clone)]
 pub struct LabLock {
     lab: Lab,
-    _file: Arc<File>,
+    _held: Arc<Held>,
 }
+
+/// The locked file.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    /// Unlocks, since to close is not enough: a program that is being started has, for an instant
+    /// before it is replaced, a copy of every open file.
+    fn drop(&mut self) {
+        // What cannot be unlocked is unlocked when the process ends.
+        let _ = self.0.unlock();
+    }
+}
+
+/// How long the lock of a process that is gone may stay locked, for the same reason.
+const LINGERING: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
 
 impl LabLock {
     /// Returns the lab that is locked.
@@ -52,19 +70,28 @@ impl LabLock {
         if fs_err::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
             return Ok(());
         }
-        private::write(&path, text.as_bytes())
+        Writing::into_directory(self.lab.directory())?.write(RECIPE, text.as_bytes())
     }
 }
 
 /// Takes the lock of `lab`.
 pub(super) fn take(lab: &Lab, command: Vec<String>) -> Result<LabLock> {
     let path = lab.directory().join("lock");
+    let began = Instant::now();
     loop {
         let mut file = open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) if is_only_looked_at(&file)? => continue,
-            Err(TryLockError::WouldBlock) => return Err(busy(lab, read_holder(&mut file))),
+            Err(TryLockError::WouldBlock) => {
+                let holder = read_holder(&mut file);
+                let gone = holder.as_ref().is_none_or(|holder| !is_alive(holder.pid));
+                if gone && began.elapsed() < LINGERING {
+                    std::thread::sleep(POLL);
+                    continue;
+                }
+                return Err(busy(lab, holder));
+            }
             Err(TryLockError::Error(error)) => {
                 return Err(Error::new(Kind::Io, format!("{path} cannot be locked")).because(error));
             }
@@ -82,7 +109,7 @@ pub(super) fn take(lab: &Lab, command: Vec<String>) -> Result<LabLock> {
         }
         let holder = Holder { pid: std::process::id(), since: Timestamp::now(), command };
         write_holder(&mut file, &holder)?;
-        return Ok(LabLock { lab: lab.clone(), _file: Arc::new(file) });
+        return Ok(LabLock { lab: lab.clone(), _held: Arc::new(Held(file)) });
     }
 }
 
@@ -130,6 +157,12 @@ fn is_at(file: &File, path: &Utf8Path) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_alive(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    // A process of another user is alive and refuses to be asked.
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 fn write_holder(file: &mut File, holder: &Holder) -> Result<()> {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
@@ -82,21 +82,75 @@ fn check_owner_and_writers(path: &Utf8Path, metadata: &fs::Metadata, mode: u32) 
     Ok(())
 }
 
-/// Writes `bytes` to `path` with mode 0600, whole or not at all, and durably.
-pub fn write(path: &Utf8Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().expect("a file of the state directory has a parent");
-    let failed = |error: std::io::Error| {
-        Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(fs::Permissions::from_mode(FILE_MODE))
-        .tempfile_in(directory)
-        .map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    sync_directory(directory)
+/// What the name of a file begins with while it is being written.
+const UNFINISHED: &str = ".new-";
+
+/// The right to write the files of one directory, held by one thread of one process at a time.
+///
+/// It is a kernel lock on the directory itself, for the instant of a change; what a writer that was
+/// killed left unfinished is removed by the next.
+#[derive(Debug)]
+pub struct Writing {
+    directory: Utf8PathBuf,
+    lock: fs::File,
+}
+
+impl Writing {
+    /// Waits for the right to write into `directory`.
+    pub fn into_directory(directory: &Utf8Path) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Error::new(Kind::Io, format!("{directory} cannot be locked")).because(error)
+        };
+        let lock = fs::File::open(directory).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let writing = Writing { directory: directory.to_owned(), lock };
+        writing.remove_unfinished()?;
+        Ok(writing)
+    }
+
+    fn remove_unfinished(&self) -> Result<()> {
+        for entry in fs_err::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                fs_err::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` to the file `name` with mode 0600, whole or not at all, and durably.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.directory.join(name);
+        let unfinished = self.directory.join(format!("{UNFINISHED}{name}"));
+        let failed = |error: std::io::Error| {
+            Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
+        };
+        let write = || {
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(FILE_MODE)
+                .open(&unfinished)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)
+        };
+        if let Err(error) = write() {
+            // It is removed by the next writer, if not now.
+            let _ = fs::remove_file(&unfinished);
+            return Err(failed(error));
+        }
+        sync_directory(&self.directory)
+    }
+}
+
+impl Drop for Writing {
+    /// Unlocks; to close is not enough while another program is just being started, with a copy of
+    /// every open file.
+    fn drop(&mut self) {
+        // What cannot be unlocked is unlocked when the process ends.
+        let _ = self.lock.unlock();
+    }
 }
 
 /// Opens `path` for appending and reading, made with mode 0600 if it is missing.
@@ -138,7 +192,8 @@ mod tests {
         let directory = scratch.join("a/b");
         make_directory(&directory).expect("makes");
         make_directory(&directory).expect("is content with what is there");
-        write(&directory.join("secret"), b"x").expect("writes");
+        let writing = Writing::into_directory(&directory).expect("locks");
+        writing.write("secret", b"x").expect("writes");
         drop(open_append(&directory.join("journal")).expect("opens"));
         assert_eq!(mode(&directory), 0o700);
         assert_eq!(mode(&directory.join("secret")), 0o600);
@@ -155,6 +210,29 @@ mod tests {
             assert!(error.hints()[0].contains(&format!("chmod 700 {scratch}")), "{error:?}");
             assert_eq!(mode(&scratch), writable, "nothing is hidden by repairing it silently");
         }
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_gone_after_the_next() {
+        let (_keep, scratch) = scratch();
+        std::fs::write(scratch.join(".new-known_hosts"), "half").expect("writes");
+        let writing = Writing::into_directory(&scratch).expect("locks");
+        writing.write("other", b"whole").expect("writes");
+        let names: Vec<_> = scratch
+            .read_dir_utf8()
+            .expect("lists")
+            .map(|entry| entry.expect("is there").file_name().to_owned())
+            .collect();
+        assert_eq!(names, ["other"]);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
+        let (_keep, scratch) = scratch();
+        std::fs::create_dir_all(scratch.join("there/full")).expect("makes");
+        let writing = Writing::into_directory(&scratch).expect("locks");
+        writing.write("there", b"x").expect_err("a directory that is not empty is there");
+        assert_eq!(scratch.read_dir_utf8().expect("lists").count(), 1);
     }
 
     #[test]
@@ -177,7 +255,8 @@ mod tests {
     fn a_secret_that_others_can_read_is_refused() {
         let (_keep, scratch) = scratch();
         let path = scratch.join("key");
-        write(&path, b"secret").expect("writes");
+        let writing = Writing::into_directory(&scratch).expect("locks");
+        writing.write("key", b"secret").expect("writes");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
         assert!(check_secret(&path).expect_err("can be read").hints()[0].contains("chmod 600"));
     }

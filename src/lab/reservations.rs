@@ -1,16 +1,13 @@
 //! Names and ports that belong to a lab, so that two labs built at once never collide.
 //!
-//! They are kept for all labs of a state directory in one file, changed under a lock that is held for
-//! the instant of a change. Between users or state directories the kernel and the hypervisor decide.
+//! They are kept for all labs of a state directory in one file, changed by one at a time. Between users or state directories the kernel and the hypervisor decide.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::private;
+use super::private::{self, Writing};
 use crate::error::{Error, Kind, Result};
 use crate::recipe::LabName;
 
@@ -59,6 +56,9 @@ struct Reserved {
     #[serde(flatten)]
     claim: Claim,
 }
+
+/// The file's name in the state directory.
+const NAME: &str = "reservations.json";
 
 /// The reservations of all labs of a state directory.
 #[derive(Debug, Clone)]
@@ -146,24 +146,18 @@ impl Reservations {
     }
 
     fn path(&self) -> Utf8PathBuf {
-        self.state.join("reservations.json")
+        self.state.join(NAME)
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut BTreeSet<Reserved>) -> Result<T>) -> Result<T> {
         private::make_directory(&self.state)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(private::FILE_MODE)
-            .open(self.state.join("reservations.lock"))?;
-        lock.lock()?;
+        let writing = Writing::into_directory(&self.state)?;
         let before = self.read()?;
         let mut all = before.clone();
         let result = work(&mut all)?;
         if all != before {
             let text = serde_json::to_vec_pretty(&all).expect("reservations are plain data");
-            private::write(&self.path(), &text)?;
+            writing.write(NAME, &text)?;
         }
         Ok(result)
     }
