@@ -91,9 +91,11 @@ fn hypervisor(recipe: &Recipe) -> HypervisorKind {
 
 fn head(recipe: &Recipe, host: &Resources) -> String {
     let l0 = recipe.host.ssh.as_ref().map_or("this machine".to_owned(), ToString::to_string);
+    let untested = recipe.untested().map(|why| format!(", and untested: {why}"));
     format!(
-        "{} is right\n\n{}  {l0}: {} cores, {}, {}\n",
+        "{} is right{}\n\n{}  {l0}: {} cores, {}, {}\n",
         recipe.name,
+        untested.unwrap_or_default(),
         style("L0").bold(),
         host.cores,
         host.memory,

@@ -41,7 +41,7 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
     let mut values = vec![
         ("cpus", "cpus", guest.cpus.to_string()),
         ("memory", "memory_mib", amount(guest.memory_mib)),
-        ("disk", "disk_mib", guest.disk_mib.map_or("unchanged".to_owned(), amount)),
+        ("disk", "disk_mib", guest.disk_mib.map_or("as it is".to_owned(), amount)),
         ("subnet", "subnet", guest.subnet.clone()),
     ];
     if !guest.networks.is_empty() {

@@ -37,7 +37,7 @@ struct Entry {
     name: &'static str,
     description: Option<String>,
     /// Why nobody should rely on it yet.
-    untested: Option<&'static str>,
+    untested: Option<String>,
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -49,8 +49,10 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 }
 
 fn entry(recipe: &shipped::Shipped) -> Result<Entry> {
-    let description = recipe.recipe()?.description;
-    Ok(Entry { name: recipe.name, description, untested: recipe.untested() })
+    let name = recipe.name;
+    let recipe = recipe.recipe()?;
+    let untested = recipe.untested().map(str::to_owned);
+    Ok(Entry { name, description: recipe.description, untested })
 }
 
 fn list(globals: &Globals) -> Result<()> {

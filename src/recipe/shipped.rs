@@ -16,12 +16,6 @@ pub struct Shipped {
 }
 
 impl Shipped {
-    /// Returns why nobody should rely on it yet, if nobody has run it: what its first line says after
-    /// `# untested:`.
-    pub fn untested(&self) -> Option<&'static str> {
-        self.text.lines().next()?.strip_prefix("# untested:").map(str::trim)
-    }
-
     /// Returns the recipe.
     ///
     /// # Errors

@@ -377,6 +377,16 @@ fn all_mistakes_of_a_file_are_told_at_once() {
 }
 
 #[test]
+fn a_guest_that_is_wrong_otherwise_still_counts_as_a_parent() {
+    let error = refused(&with_guests(
+        "[[guest]]\nname = \"a\"\nhypervisor = \"qemu\"\n\
+         [[guest]]\nname = \"b\"\nparent = \"a\"\nimage = \"i\"\n",
+    ));
+    assert_eq!(error.problems().len(), 1, "{}", error.report());
+    assert!(error.message().contains("neither an `image` nor a `vm`"), "{}", error.message());
+}
+
+#[test]
 fn a_recipe_of_a_newer_nestlab_is_told_to_be_that_and_nothing_else() {
     let error = refused("schema = 7\nname = \"x\"\nsomething-new = true\n");
     assert!(error.message().contains("schema 7"), "{}", error.message());

@@ -215,6 +215,12 @@ impl Recipe {
         self.source.problem(guest.source_span.clone(), message)
     }
 
+    /// Returns why nobody should rely on the recipe yet, if nobody has run it: what its first line says
+    /// after `# untested:`.
+    pub fn untested(&self) -> Option<&str> {
+        self.source.text().lines().next()?.strip_prefix("# untested:").map(str::trim)
+    }
+
     /// Returns the text, for errors that point into it and for the lab's copy.
     pub fn source(&self) -> &Source {
         &self.source
