@@ -88,8 +88,7 @@ pub async fn to_version(
     let text = manifest.text_for(new, image.size(), &image.sha256(), &image.sha512());
     // What is written must be a manifest, and the image must answer for it.
     let written = Manifest::parse(&text, manifest.origin().clone())?;
-    store.also_answers(&image, &written)?;
-    Ok((image, text))
+    Ok((store.also_answers(&image, &written)?, text))
 }
 
 /// Returns the file that the manifest is in.

@@ -9,6 +9,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 pub mod ova;
+pub mod proxy;
 pub mod server;
 pub mod signing;
 

@@ -107,6 +107,11 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// The server's socket address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Answers requests for `path` as `handler` says.
     pub fn answer(&self, path: &str, handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) {
         let mut handlers = self.shared.handlers.lock().expect("no handler panicked");
@@ -194,7 +199,12 @@ impl Shared {
     fn read(&self, reader: &mut BufReader<TcpStream>) -> Option<Request> {
         let mut line = String::new();
         reader.by_ref().take(16 * 1024).read_line(&mut line).ok()?;
-        let path = line.split_whitespace().nth(1)?.to_owned();
+        let target = line.split_whitespace().nth(1)?;
+        // A proxy's client names the whole address.
+        let path = target
+            .strip_prefix("http://")
+            .map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
+        let path = path.to_owned();
         let mut headers = BTreeMap::new();
         loop {
             let mut line = String::new();

@@ -16,6 +16,9 @@ use crate::image::proof::{Expectations, Hashed};
 /// A try that brought at least so many bytes was progress, and the next one is a first one again.
 pub(super) const PROGRESS: u64 = 16 * 1024;
 
+/// So many bytes are worth telling.
+const TOLD: u64 = 128 * 1024;
+
 /// Space that a download leaves free.
 const RESERVE: u64 = 64 << 20;
 
@@ -190,6 +193,7 @@ impl Attempt<'_> {
         let mut pace = Pace::new(job.options.stall, job.options.slowest);
         let mut block = BytesMut::with_capacity(BLOCK);
         let mut done = have;
+        let mut told = have;
         job.feed.bytes(done, total);
         let end = loop {
             let asked = Instant::now();
@@ -214,10 +218,11 @@ impl Attempt<'_> {
                 let what = format!("{url} sends more than the {limit} bytes it should");
                 break Err(Trouble::NextMirror(Error::new(Kind::Network, what)));
             }
-            if block.len() >= BLOCK {
-                if !sink.send(block.split().freeze()).await {
-                    return Ok(());
-                }
+            if block.len() >= BLOCK && !sink.send(block.split().freeze()).await {
+                return Ok(());
+            }
+            if done - told >= TOLD {
+                told = done;
                 job.feed.bytes(done, total);
             }
         };

@@ -165,7 +165,7 @@ impl Job<'_> {
     ) -> Result<Proven, Trouble> {
         let version = self.manifest.version().map_or("", |version| version.as_str());
         let names = Placeholders { version, url: url.as_str(), file };
-        let evidence = self.retried(async || self.evidence(names).await).await?;
+        let evidence = self.evidence(names).await?;
         let times = Times {
             now: Timestamp::now(),
             newest_seen: match self.options.accept_older {
@@ -215,14 +215,11 @@ impl Job<'_> {
         }
     }
 
-    /// Tries a small request a few times.
-    async fn retried<T>(
-        &self,
-        mut request: impl AsyncFnMut() -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+    /// Gets the small files, trying again a few times.
+    async fn evidence(&self, names: Placeholders<'_>) -> Result<Evidence, Trouble> {
         let mut pauses = self.pauses();
         loop {
-            match request().await {
+            match self.evidence_once(names).await {
                 Err(Trouble::Retry(error)) => match pauses.next() {
                     Some(pause) => self.pause(pause).await?,
                     None => return Err(Trouble::NextMirror(error)),
@@ -248,7 +245,7 @@ impl Job<'_> {
     }
 
     /// Gets the small files that the manifest's proofs are made of.
-    async fn evidence(&self, names: Placeholders<'_>) -> Result<Evidence, Trouble> {
+    async fn evidence_once(&self, names: Placeholders<'_>) -> Result<Evidence, Trouble> {
         let mut evidence = Evidence::default();
         if let Some(OpenPgp { key, signature, .. }) = &self.download.openpgp {
             evidence.signature = Some(self.small(signature, names).await?);

@@ -87,12 +87,13 @@ impl Store {
         })
     }
 
-    /// Notes that an image also answers for `manifest`, whose pins are this image's own digests.
+    /// Notes that an image also answers for `manifest`, whose pins are this image's own digests, and
+    /// returns it as that.
     pub(in crate::image) fn also_answers(
         &self,
         image: &VerifiedImage,
         manifest: &Manifest,
-    ) -> Result<()> {
+    ) -> Result<VerifiedImage> {
         let _lock = self.lock()?;
         let content = (image.folder.clone(), image.content.clone());
         let entry = image.entry.clone();
@@ -102,7 +103,6 @@ impl Store {
             version,
             ..entry
         })
-        .map(|_| ())
     }
 
     /// Moves `file` into the folder of its digest.
