@@ -1,0 +1,34 @@
+//! What a QEMU may do, and who may look.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::bench::Bench;
+
+#[tokio::test]
+async fn a_qemu_started_by_root_is_root_no_more() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", bench.pid().await)).expect("runs");
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).expect("is told");
+        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(field("Seccomp:"), ["2"], "the system call filter is on");
+    if rustix::process::geteuid().is_root() {
+        assert!(field("Uid:").iter().all(|id| id.starts_with("18")), "{:?}", field("Uid:"));
+        assert_eq!(field("CapEff:"), ["0000000000000000"]);
+        assert_eq!(field("Groups:"), field("Gid:")[..1]);
+    }
+}
+
+#[tokio::test]
+async fn what_the_folder_holds_is_the_users_alone() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    bench.up(1).await;
+    for name in ["guest.json", "pid", "qemu.log", "serial.log", "run"] {
+        let meta = std::fs::metadata(bench.spec.directory.join(name)).expect(name);
+        assert_eq!(meta.permissions().mode() & 0o077, 0, "{name}");
+    }
+}
