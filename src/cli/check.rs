@@ -90,8 +90,11 @@ fn hypervisor(recipe: &Recipe) -> HypervisorKind {
 }
 
 fn head(recipe: &Recipe, host: &Resources) -> String {
-    let l0 = recipe.host.ssh.as_ref().map_or("this machine".to_owned(), ToString::to_string);
     let untested = recipe.untested().map(|why| format!(", and untested: {why}"));
+    let l0 = match &recipe.host.ssh {
+        None => "this machine".to_owned(),
+        Some(ssh) => format!("{ssh}, which is not looked at; taken for"),
+    };
     format!(
         "{} is right{}\n\n{}  {l0}: {} cores, {}, {}\n",
         recipe.name,

@@ -67,6 +67,7 @@ impl<T: JsonSchema> JsonSchema for At<T> {
 #[schemars(title = "nestlab recipe", extend("required" = ["schema", "name", "guest"]))]
 pub(crate) struct RecipeTable {
     /// The version of the recipe format: 1.
+    #[schemars(extend("const" = 1))]
     pub(crate) schema: Option<At<i64>>,
     /// The recipe's name; also the lab's, unless `--lab` names another.
     pub(crate) name: Option<At<LabName>>,

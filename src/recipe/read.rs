@@ -169,16 +169,10 @@ fn unknown_key<'a>(
     source.problem(key.span(), format!("unknown key `{word}`")).help(help)
 }
 
-/// Follows `$ref`, and an optional value to the value itself.
+/// Follows a `$ref`.
 fn resolve<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
-    if let Some(pointer) = schema.get("$ref").and_then(Json::as_str) {
-        let pointer = pointer.trim_start_matches('#');
-        return root.pointer(pointer).map_or(schema, |schema| resolve(schema, root));
-    }
-    match schema.get("anyOf").and_then(|any| any.get(0)) {
-        Some(first) => resolve(first, root),
-        None => schema,
-    }
+    let pointer = schema.get("$ref").and_then(Json::as_str);
+    pointer.and_then(|at| root.pointer(at.trim_start_matches('#'))).unwrap_or(schema)
 }
 
 /// Keeps the values of `table` and of what is inside it whose place `wanted` accepts; returns whether

@@ -2,12 +2,46 @@
 
 use schemars::Schema;
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use serde_json::Value as Json;
 
 use super::model::RecipeTable;
 
 /// Returns the JSON Schema (2020-12) of a recipe.
 pub fn recipe() -> Schema {
-    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<RecipeTable>()
+    SchemaSettings::draft2020_12()
+        .with_transform(RecursiveTransform(plain))
+        .into_generator()
+        .into_root_schema_for::<RecipeTable>()
+}
+
+/// Takes out what TOML does not have (`null`), what only Rust has (`int64`), and the line breaks of doc
+/// comments.
+fn plain(schema: &mut Schema) {
+    if schema.get("format").is_some_and(|format| format != "regex") {
+        schema.remove("format");
+    }
+    if let Some(Json::Array(types)) = schema.get_mut("type") {
+        types.retain(|kind| kind != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Json::Array(mut choices)) = schema.remove("anyOf") {
+        choices.retain(|choice| choice.get("type") != Some(&Json::from("null")));
+        // What is left is the one value that an optional key has; its own description comes first.
+        if let [Json::Object(only)] = choices.as_slice() {
+            for (key, value) in only {
+                if schema.get(key).is_none() {
+                    schema.insert(key.clone(), value.clone());
+                }
+            }
+        }
+    }
+    if let Some(Json::String(description)) = schema.get_mut("description") {
+        *description = description.replace('\n', " ");
+    }
 }
 
 #[cfg(test)]
@@ -28,9 +62,7 @@ mod tests {
             keys(inner, root, &format!("{path}."), all);
             all.insert(path, inner.clone());
         }
-        for inner in
-            schema.get("items").into_iter().chain(schema.get("anyOf").and_then(|a| a.get(0)))
-        {
+        if let Some(inner) = schema.get("items") {
             keys(inner, root, path, all);
         }
     }
@@ -56,6 +88,14 @@ mod tests {
         for (key, schema) in &all {
             let described = schema.get("description").and_then(Json::as_str);
             assert!(described.is_some_and(|text| !text.is_empty()), "{key} has no description");
+        }
+    }
+
+    #[test]
+    fn nothing_in_the_schema_is_what_toml_does_not_have() {
+        let text = super::recipe().to_value().to_string();
+        for foreign in ["null", "anyOf", "int64", "uint"] {
+            assert!(!text.contains(foreign), "{foreign} in {text}");
         }
     }
 

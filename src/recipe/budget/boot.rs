@@ -62,55 +62,63 @@ fn enterable(work: &mut Work<'_>, guest: &Guest) {
 }
 
 fn ready(work: &mut Work<'_>, guest: &Guest) -> Derived<Ready> {
-    let offered = work.image(guest).ready;
-    let additions = runs_on(work.recipe, work.host, guest) == HypervisorKind::VirtualBox;
-    let Some(at) = &guest.ready else {
-        return match offered {
-            Some(Ready::GuestAdditions) if !additions => Derived::because(
-                Ready::Screen,
-                "it has no SSH server, and QEMU does not see its guest additions",
-            ),
-            Some(ready) => Derived::because(ready, "its image offers it"),
-            None if has_ssh(work, guest) => Derived::because(Ready::Ssh, "it has an SSH server"),
-            None if additions => {
-                Derived::because(Ready::GuestAdditions, "nothing says how to get into it")
-            }
-            None => Derived::because(Ready::Screen, "nothing says how to get into it"),
-        };
-    };
+    let Some(at) = &guest.ready else { return offered(work, guest) };
     let name = &guest.name.value;
-    match at.value {
+    let ready = match at.value {
         ReadyKind::Ssh => {
             if !has_ssh(work, guest) {
                 let message = format!("nestlab cannot get into {name} over SSH");
                 let help = "add `ssh = { user = … }`, or leave `ready` out";
                 work.refuse(at.span(), Limit::Recipe, message, help);
             }
-            Derived::given(Ready::Ssh)
+            Ready::Ssh
         }
         ReadyKind::GuestAdditions => {
-            if !additions {
-                let message =
-                    format!("guest additions are VirtualBox's, and QEMU runs {name} here");
+            if !sees_additions(work, guest) {
+                let message = format!("guest additions are VirtualBox's, and QEMU runs {name}");
                 let help =
                     "leave `ready` out, or write `hypervisor = \"virtualbox\"` under `[host]`";
                 work.refuse(at.span(), Limit::Host, message, help);
             }
-            Derived::given(Ready::GuestAdditions)
+            Ready::GuestAdditions
         }
-        ReadyKind::Screen => Derived::given(Ready::Screen),
-        ReadyKind::Serial => match (&guest.serial_pattern, offered) {
-            (Some(pattern), _) => {
-                Derived::given(Ready::Serial { pattern: pattern.as_str().to_owned() })
-            }
-            (None, Some(Ready::Serial { pattern })) => Derived::given(Ready::Serial { pattern }),
-            (None, _) => {
-                let message =
-                    format!("nothing says which line on {name}'s serial console shows it is up");
-                let help = "add `serial-pattern = \"login:\"`";
-                work.refuse(at.span(), Limit::Recipe, message, help);
-                Derived::given(Ready::Serial { pattern: String::new() })
-            }
-        },
+        ReadyKind::Screen => Ready::Screen,
+        ReadyKind::Serial => Ready::Serial { pattern: pattern(work, guest, at.span()) },
+    };
+    Derived::given(ready)
+}
+
+/// Returns the readiness that the image offers and the hypervisor can see.
+fn offered(work: &Work<'_>, guest: &Guest) -> Derived<Ready> {
+    let additions = sees_additions(work, guest);
+    match work.image(guest).ready {
+        Some(Ready::GuestAdditions) if !additions => Derived::because(
+            Ready::Screen,
+            "it has no SSH server, and QEMU does not see its guest additions",
+        ),
+        Some(ready) => Derived::because(ready, "its image offers it"),
+        None if has_ssh(work, guest) => Derived::because(Ready::Ssh, "it has an SSH server"),
+        None if additions => {
+            Derived::because(Ready::GuestAdditions, "nothing says how to get into it")
+        }
+        None => Derived::because(Ready::Screen, "nothing says how to get into it"),
     }
+}
+
+fn sees_additions(work: &Work<'_>, guest: &Guest) -> bool {
+    runs_on(work.recipe, work.host, guest) == HypervisorKind::VirtualBox
+}
+
+/// Returns the line to look for on the serial console: the recipe's, else the image's.
+fn pattern(work: &mut Work<'_>, guest: &Guest, span: std::ops::Range<usize>) -> String {
+    if let Some(pattern) = &guest.serial_pattern {
+        return pattern.as_str().to_owned();
+    }
+    if let Some(Ready::Serial { pattern }) = work.image(guest).ready {
+        return pattern;
+    }
+    let name = &guest.name.value;
+    let message = format!("nothing says which line on {name}'s serial console shows it is up");
+    work.refuse(span, Limit::Recipe, message, "add `serial-pattern = \"login:\"`");
+    String::new()
 }

@@ -53,17 +53,7 @@ impl Check<'_> {
             (None, Some(vm)) => vm.span(),
             (None, None) => name.span(),
         };
-        let parent = match &table.parent {
-            None => above.cloned(),
-            Some(at) if at.value == L0 => None,
-            Some(at) => match at.value.parse() {
-                Ok(parent) => Some(parent),
-                Err(message) => {
-                    self.refuse(at.span(), message, "name a guest, or `L0`");
-                    None
-                }
-            },
-        };
+        let parent = self.guest_parent(&table, above);
         let ssh = table.ssh.as_ref().and_then(|at| self.login(at));
         let networks = self.guest_networks(&table);
         let guest = Guest {
@@ -91,6 +81,18 @@ impl Check<'_> {
         };
         let parent_span = table.parent.map(|at| at.span());
         Some(Drafted { guest, table: span, parent_span, networks })
+    }
+
+    /// Returns the guest that runs it, `None` for L0.
+    fn guest_parent(&mut self, table: &GuestTable, above: Option<&GuestName>) -> Option<GuestName> {
+        let Some(at) = &table.parent else { return above.cloned() };
+        if at.value == L0 {
+            return None;
+        }
+        at.value
+            .parse()
+            .map_err(|m: String| self.refuse(at.span(), m, "name a guest, or `L0`"))
+            .ok()
     }
 
     /// Checks values of one guest against each other.
