@@ -2,7 +2,7 @@
 //! from the inside out: a guest with guests gets what they need and a reserve.
 
 use super::{Derived, Limit, Work};
-use crate::recipe::tree::Guest;
+use crate::recipe::tree::{Guest, GuestSource};
 use crate::recipe::units::Mebibytes;
 use crate::recipe::words::HypervisorKind;
 
@@ -50,9 +50,14 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Mebibytes>> {
 fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
     let image = work.image(guest).memory;
     if guest.hypervisor.is_none() {
-        return match image {
-            Some(memory) => Derived::because(memory, "its image wants this much"),
-            None => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
+        return match (image, &guest.source) {
+            (Some(memory), GuestSource::Existing { .. }) => {
+                Derived::because(memory, "an existing VM keeps its memory")
+            }
+            (Some(memory), GuestSource::Image(_)) => {
+                Derived::because(memory, "its image wants this much")
+            }
+            (None, _) => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
         };
     }
     let own = image.map_or(0, Mebibytes::get);

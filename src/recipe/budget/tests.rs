@@ -147,6 +147,24 @@ fn an_image_s_wishes_count_where_the_recipe_says_nothing() {
 }
 
 #[test]
+fn an_existing_vm_keeps_what_it_has_unless_it_is_to_host() {
+    let has = ImageDefaults { memory: Some(Mebibytes::gib(3)), ..ImageDefaults::default() };
+    let alone = with_guests("[[guest]]\nname = \"l1\"\nvm = \"Mine\"\n");
+    let budget = derive(&alone, &machine(4, 16), &offers("l1", has.clone())).expect("fits");
+    let l1 = &budget.guests[0];
+    assert_eq!(l1.memory.value, Mebibytes::gib(3));
+    assert_eq!((l1.disk.value, l1.firmware.value), (None, None));
+    let login = "vm = \"Mine\"\nssh = { user = \"user\" }";
+    let host = with_guests(&CHAIN.replacen("image = \"i\"", login, 1));
+    let budget = derive(&host, &machine(4, 16), &offers("l1", has)).expect("fits");
+    assert_eq!(
+        budget.guests[0].memory.value,
+        Mebibytes::gib(4),
+        "its own 3GiB and its guest's 1GiB"
+    );
+}
+
+#[test]
 fn guest_additions_that_qemu_cannot_see_give_way_to_the_screen() {
     let image = ImageDefaults {
         ready: Some(Ready::GuestAdditions),
