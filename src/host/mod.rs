@@ -4,6 +4,7 @@
 //! depth. This module must not know recipes, hypervisors or images.
 
 pub mod command;
+pub mod facts;
 pub mod local;
 pub mod patience;
 mod program;

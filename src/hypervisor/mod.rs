@@ -87,6 +87,31 @@ pub enum Power {
     Crashed(String),
 }
 
+impl Probe {
+    /// Returns what is presumed of a hypervisor on a host that is not up yet, so that a plan can show
+    /// commands; nothing is run by it.
+    pub fn presumed(kind: HypervisorKind) -> Self {
+        let (version, program, acceleration) = match kind {
+            HypervisorKind::VirtualBox => {
+                (semver::Version::new(7, 2, 0), "VBoxManage", Acceleration::VirtualBox)
+            }
+            HypervisorKind::Qemu => {
+                (semver::Version::new(10, 0, 0), "qemu-system-x86_64", Acceleration::Kvm)
+            }
+        };
+        Probe {
+            version_text: version.to_string(),
+            version,
+            program: program.into(),
+            acceleration,
+            patience: Patience::NATIVE,
+            nesting: Nesting::Claimed,
+            details: BTreeMap::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// A VM as it is: what [`Hypervisor::inspect`] read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actual {
@@ -242,3 +267,36 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
 /// A shared driver.
 pub type HypervisorRef = Arc<dyn Hypervisor>;
+
+/// The drivers, each made once: a driver remembers what it found on each host.
+#[derive(Debug, Clone)]
+pub struct Drivers {
+    /// VirtualBox.
+    pub virtualbox: Arc<virtualbox::VirtualBox>,
+    /// QEMU.
+    pub qemu: Arc<qemu::Qemu>,
+}
+
+impl Drivers {
+    /// Returns fresh drivers.
+    pub fn new() -> Self {
+        Drivers {
+            virtualbox: Arc::new(virtualbox::VirtualBox::new()),
+            qemu: Arc::new(qemu::Qemu::new()),
+        }
+    }
+
+    /// Returns the driver for `kind`.
+    pub fn driver(&self, kind: HypervisorKind) -> HypervisorRef {
+        match kind {
+            HypervisorKind::VirtualBox => self.virtualbox.clone(),
+            HypervisorKind::Qemu => self.qemu.clone(),
+        }
+    }
+}
+
+impl Default for Drivers {
+    fn default() -> Self {
+        Drivers::new()
+    }
+}

@@ -7,7 +7,8 @@ use crate::recipe::{Cpus, Mebibytes};
 pub use crate::recipe::{Firmware, Subnet};
 
 /// What the VM is made from; paths are the VM's host's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Media {
     /// An OVA to import; its disk, controllers and operating system type are kept.
     Ova(Utf8PathBuf),
@@ -18,7 +19,8 @@ pub enum Media {
 }
 
 /// Where the VM comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// nestlab makes it from this, and removes it in the end.
     Made(Media),
@@ -41,7 +43,7 @@ pub struct Forward {
 }
 
 /// A guest's VM as it is to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSpec {
     /// The VM's name on its host, such as `nestlab-demo-l2`; for an existing VM its own name or UUID.
     pub vm: String,

@@ -1,9 +1,14 @@
 //! Digests and fingerprints as types: what is built here has the right length and only hex digits.
 
 use std::fmt;
+use std::io::Read as _;
 use std::str::FromStr;
 
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use crate::error::Result;
 
 /// Defines a digest of a fixed length, read and written as lower-case hex.
 macro_rules! digest_type {
@@ -28,7 +33,7 @@ macro_rules! digest_type {
         impl FromStr for $name {
             type Err = String;
 
-            fn from_str(text: &str) -> Result<Self, String> {
+            fn from_str(text: &str) -> std::result::Result<Self, String> {
                 let mut bytes = [0; $bytes];
                 hex::decode_to_slice(text, &mut bytes).map_err(|_| {
                     format!(
@@ -61,7 +66,7 @@ macro_rules! digest_type {
         }
 
         impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
                 String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
@@ -75,6 +80,23 @@ digest_type! {
 digest_type! {
     /// A SHA-512 digest.
     Sha512, "SHA-512", 64
+}
+
+impl Sha256 {
+    /// Returns the digest of the file at `path`. Blocks.
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::Kind) if it cannot be read.
+    pub fn of_file(path: &Utf8Path) -> Result<Self> {
+        let mut file = fs_err::File::open(path)?;
+        let (mut hasher, mut piece) = (sha2::Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(Sha256(hasher.finalize().into())),
+                read => hasher.update(&piece[..read]),
+            }
+        }
+    }
 }
 
 /// An OpenPGP fingerprint: 40 hex digits (version 4 keys) or 64 (version 6), upper case.
@@ -94,7 +116,7 @@ impl Fingerprint {
 impl FromStr for Fingerprint {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let digits: String = text.chars().filter(|c| *c != ' ').collect();
         let ok = matches!(digits.len(), 40 | 64) && digits.bytes().all(|b| b.is_ascii_hexdigit());
         if ok {
@@ -121,7 +143,9 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl<'de> Deserialize<'de> for Fingerprint {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }

@@ -100,6 +100,11 @@ impl Labs {
         Ok(lab)
     }
 
+    /// Returns where the lab `name` lies or would lie, for those who only look; it need not exist.
+    pub fn planned(&self, name: &LabName) -> Lab {
+        self.lab(name)
+    }
+
     /// Opens the lab that the user means: the one named, or the only one there is.
     ///
     /// # Errors

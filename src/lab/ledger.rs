@@ -38,8 +38,7 @@ impl Ledger {
         self.journal()?.append(Entry::Removed { resource }).await
     }
 
-    /// Records the settings of a VM that existed before, ahead of the first change. Of several
-    /// records, the first is the one that is restored.
+    /// Records what a change is about to overwrite of a VM that existed before.
     pub async fn former(
         &self,
         host: &str,

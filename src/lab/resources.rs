@@ -127,8 +127,9 @@ pub struct Adopted {
     pub hypervisor: HypervisorKind,
     /// Its name or UUID.
     pub vm: String,
-    /// The settings, in the driver's own words.
-    pub settings: serde_json::Value,
+    /// What each change overwrote, in the driver's own words, the oldest first: of a setting that was
+    /// changed more than once, the first value is the one to restore.
+    pub settings: Vec<serde_json::Value>,
 }
 
 /// Returns the VMs that existed before and have not been given their former settings back.
@@ -136,15 +137,17 @@ pub fn adopted(records: &[Record]) -> Vec<Adopted> {
     let mut adopted: Vec<Adopted> = Vec::new();
     for record in records {
         match &record.entry {
-            Entry::Former { host, hypervisor, vm, settings }
-                if !adopted.iter().any(|known| known.host == *host && known.vm == *vm) =>
-            {
-                adopted.push(Adopted {
-                    host: host.clone(),
-                    hypervisor: *hypervisor,
-                    vm: vm.clone(),
-                    settings: settings.clone(),
-                });
+            Entry::Former { host, hypervisor, vm, settings } => {
+                let known = adopted.iter_mut().find(|known| known.host == *host && known.vm == *vm);
+                match known {
+                    Some(known) => known.settings.push(settings.clone()),
+                    None => adopted.push(Adopted {
+                        host: host.clone(),
+                        hypervisor: *hypervisor,
+                        vm: vm.clone(),
+                        settings: vec![settings.clone()],
+                    }),
+                }
             }
             Entry::Restored { host, vm } => {
                 adopted.retain(|known| known.host != *host || known.vm != *vm);
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_settings_of_an_adopted_vm_are_the_ones_to_restore() {
+    fn what_was_overwritten_of_an_adopted_vm_is_kept_in_order_until_it_is_restored() {
         let former = |cpus: u32| Entry::Former {
             host: "L0".into(),
             hypervisor: HypervisorKind::VirtualBox,
@@ -203,9 +206,10 @@ mod tests {
         let restored = Entry::Restored { host: "L0".into(), vm: "Whonix".into() };
         let found = adopted(&records(vec![former(3), former(1)]));
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].settings["cpus"], 3);
+        let cpus: Vec<_> = found[0].settings.iter().map(|former| former["cpus"].clone()).collect();
+        assert_eq!(cpus, [3, 1]);
         assert!(adopted(&records(vec![former(3), restored.clone()])).is_empty());
         let found = adopted(&records(vec![former(3), restored, former(2)]));
-        assert_eq!(found[0].settings["cpus"], 2);
+        assert_eq!(found[0].settings[0]["cpus"], 2);
     }
 }

@@ -95,6 +95,15 @@ impl HypervisorChoice {
     }
 }
 
+impl From<HypervisorKind> for HypervisorChoice {
+    fn from(kind: HypervisorKind) -> Self {
+        match kind {
+            HypervisorKind::VirtualBox => HypervisorChoice::VirtualBox,
+            HypervisorKind::Qemu => HypervisorChoice::Qemu,
+        }
+    }
+}
+
 words! {
     /// How a VM starts its disk.
     Firmware: "a firmware" {
@@ -120,7 +129,7 @@ words! {
 }
 
 /// By which evidence a guest counts as up, with what is needed to look for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum Ready {
     /// Its SSH server lets nestlab in.

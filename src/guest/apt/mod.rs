@@ -57,7 +57,9 @@ pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
     match task {
         Task::Update => why_update(site).await,
         Task::FullUpgrade => why_upgrade(site).await,
-        Task::Install { packages, .. } => why_install(site, packages).await,
+        Task::Install { packages, .. } | Task::Pin { packages } => {
+            why_install(site, packages).await
+        }
     }
 }
 

@@ -70,6 +70,11 @@ pub enum Task {
         /// Whether what they recommend comes too; else `--no-install-recommends`.
         recommends: bool,
     },
+    /// `apt-get install --allow-downgrades`: exactly these versions, older ones too.
+    Pin {
+        /// The packages, each with its version.
+        packages: Vec<Package>,
+    },
 }
 
 impl Task {
@@ -86,6 +91,9 @@ impl Task {
             Task::Install { packages, .. } => {
                 let names: Vec<_> = packages.iter().map(Package::as_str).collect();
                 format!("install {}", names.join(" "))
+            }
+            Task::Pin { packages } => {
+                format!("bring {} packages to their locked versions", packages.len())
             }
         }
     }
@@ -113,6 +121,10 @@ impl Task {
                     .chain(packages.iter().map(Package::as_str))
                     .collect()
             }
+            Task::Pin { packages } => ["install", "--no-install-recommends", "--allow-downgrades"]
+                .into_iter()
+                .chain(packages.iter().map(Package::as_str))
+                .collect(),
         }
         .into_iter()
         .map(str::to_owned)

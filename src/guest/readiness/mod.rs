@@ -117,6 +117,22 @@ pub async fn wait(site: Site<'_>, outside: Outside<'_>, wanted: &Ready) -> Resul
     wait_within(site, outside, wanted, site.patience.limit(SILENCE)).await
 }
 
+/// Looks once, without waiting, and returns the evidence if there is any. A screen cannot be judged by one
+/// look: that is always `None`.
+pub async fn look(
+    site: Site<'_>,
+    outside: Outside<'_>,
+    wanted: &Ready,
+) -> Result<Option<Evidence>> {
+    if *wanted == Ready::Screen {
+        return Ok(None);
+    }
+    match Sign::of(wanted, site)?.look(site, outside).await? {
+        Look::Up(evidence) => Ok(Some(evidence)),
+        Look::Waiting { .. } => Ok(None),
+    }
+}
+
 async fn wait_within(
     site: Site<'_>,
     outside: Outside<'_>,

@@ -85,6 +85,13 @@ impl VirtualBox {
         Ok(())
     }
 
+    /// Returns the command that sets the Host Key on a host of `platform`, for a plan; `None` if such
+    /// hosts have no such key.
+    pub fn host_key_command(key: &HostKey, platform: Platform) -> Option<Command> {
+        let set = ["setextradata", "global", HOST_KEY];
+        Some(Command::new("VBoxManage").args(set).arg(key.codes(platform)?))
+    }
+
     /// Gives an existing VM the settings back that it had before nestlab changed it. A VM that is gone
     /// has nothing to be given back.
     pub async fn restore_former(
