@@ -1,18 +1,11 @@
 //! Removes what a lab made, at every level that still answers, and says what it could not reach.
 
-use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Failure, Feed, millis};
 use crate::lab::{Entry, Journal, Resource};
-
-/// Knows how to remove a thing. Removing what is not there succeeds.
-#[async_trait]
-pub trait Remover: Send + Sync {
-    /// Removes `resource` and returns once it was seen to be gone.
-    async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()>;
-}
+use crate::plan::Remover;
 
 /// What a removal came to.
 #[derive(Debug, Default)]

@@ -1,11 +1,32 @@
 //! Recipe + lab + hosts → the graph of steps that leads from what is there to what the recipe says.
 //!
+//! A plan's way through the module: recipe and budget → [`blueprint`] (the machines, settled) →
+//! [`machines`] (the same, to act on) → [`chain`] (the graph of steps). What the steps do is in `media`,
+//! `vm` and `provision`; how to take it all away again in [`removal`].
+//!
 //! This module decides *what* must happen and in which order. It must not know how a plan is run
 //! (`engine`) or shown (`report`, `cli`).
 
+mod action;
+pub mod blueprint;
+pub mod chain;
 pub mod graph;
 pub mod images;
+pub mod l0;
+pub mod lock;
+pub mod machines;
+mod media;
+mod provision;
+pub mod removal;
 pub mod step;
+mod vm;
+pub mod world;
 
+pub use blueprint::{Blueprint, Machine};
 pub use graph::Plan;
+pub use images::Images;
+pub use lock::Lock;
+pub use machines::{Machines, Seat};
+pub use removal::Remover;
 pub use step::{Check, Context, Step, StepId};
+pub use world::World;

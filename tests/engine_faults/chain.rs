@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use nestlab::engine::{self, Options, Remover, Summary};
+use nestlab::engine::{self, Options, Summary};
 use nestlab::event::Feed;
 use nestlab::host::{Command, HostRef, Local};
 use nestlab::hypervisor::HypervisorKind;
 use nestlab::lab::reservations::Claim;
 use nestlab::lab::{Lab, LabLock, Labs, Resource};
-use nestlab::plan::{Check, Context, Plan, Step, StepId};
+use nestlab::plan::{Check, Context, Plan, Remover, Step, StepId};
 use nestlab::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
 

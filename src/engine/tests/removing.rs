@@ -1,8 +1,9 @@
 use super::*;
-use crate::engine::{Remover, remove_all};
+use crate::engine::remove_all;
 use crate::error::{Error, Kind};
 use crate::hypervisor::HypervisorKind;
 use crate::lab::{Entry, Resource};
+use crate::plan::Remover;
 
 fn vm(host: &str, guest: &str) -> Resource {
     Resource::Vm {

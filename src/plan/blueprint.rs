@@ -1,0 +1,349 @@
+//! The machines of a lab, settled: what the recipe, the budget and the images come to.
+//!
+//! A lab keeps the blueprint that was last applied, so that whatever only acts on the lab (`ssh`,
+//! `status`, `down`, `destroy`) needs neither the recipe's images nor the resources that it was once
+//! derived from.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::images::Images;
+use crate::error::{Error, Kind, Result};
+use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
+use crate::image::manifest::{BuildKind, Seed, Source};
+use crate::image::{ImageFormat, Manifest};
+use crate::lab::private::Writing;
+use crate::lab::{Lab, LabLock};
+use crate::recipe::budget::{Budget, GuestBudget};
+use crate::recipe::{
+    Firmware, Guest, GuestName, GuestSource, HostKey, HypervisorKind, ImageName, LabName, Ready,
+    Recipe,
+};
+
+/// The blueprint format's number.
+const SCHEMA: u32 = 1;
+
+/// The file of a lab that keeps its blueprint.
+const FILE: &str = "machines.json";
+
+/// The forward that leads to a guest's SSH server.
+const SSH_FORWARD: &str = "nestlab-ssh";
+
+/// Where a lab's files lie on a machine that nestlab enters as root.
+const ROOT_DIRECTORY: &str = "/var/lib/nestlab";
+
+/// Every machine of a lab.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Blueprint {
+    schema: u32,
+    /// L0, if that is another machine: `user@host[:port]`.
+    pub l0_ssh: Option<String>,
+    /// A factor on every limit of silence.
+    pub patience: f64,
+    /// What to set L0's Host Key to, if the recipe says so.
+    pub l0_host_key: Option<HostKey>,
+    /// The guests, each after its parent.
+    pub machines: Vec<Machine>,
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its name.
+    pub name: GuestName,
+    /// The guest that runs it; `None`: L0.
+    pub parent: Option<GuestName>,
+    /// What runs it there.
+    pub outer: HypervisorKind,
+    /// Its VM.
+    pub spec: GuestSpec,
+    /// The image that its disk is made from; `None`: the VM existed before.
+    pub image: Option<MachineImage>,
+    /// How to get in; `None`: nobody can.
+    pub login: Option<Login>,
+    /// By which evidence it counts as up.
+    pub ready: Ready,
+    /// What it runs for its own guests.
+    pub inner: Option<HypervisorKind>,
+    /// The Host Key of the VirtualBox inside.
+    pub host_key: Option<HostKey>,
+    /// Debian packages to install inside.
+    pub packages: Vec<String>,
+}
+
+/// The image of a machine, and in which form it is given to the hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineImage {
+    /// The manifest's name.
+    pub name: ImageName,
+    /// The format of its file in the store.
+    pub made: ImageFormat,
+    /// The form: an OVA or ISO as it is, or a disk to write to.
+    pub form: ImageFormat,
+    /// Whether its package sources are allowed to be past their time.
+    pub stale_allowed: bool,
+}
+
+/// How to get into a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The port of its SSH server.
+    pub port: u16,
+    /// The user's own private key; `None`: the lab's.
+    pub key: Option<Utf8PathBuf>,
+    /// Whether its host key is the one that the lab injected; else it is pinned when first seen.
+    pub host_key_injected: bool,
+}
+
+impl Blueprint {
+    /// Returns the blueprint of `recipe` with the values of `budget`, for the lab `lab`.
+    pub fn draw(recipe: &Recipe, budget: &Budget, images: &Images, lab: &Lab) -> Result<Self> {
+        let mut machines: Vec<Machine> = Vec::new();
+        let mut directories = BTreeMap::new();
+        for (guest, values) in recipe.guests().iter().zip(&budget.guests) {
+            let login = login(guest, images.manifest(&values.name));
+            let on = match &guest.parent {
+                None if recipe.host.ssh.is_none() => lab.disks(),
+                None => remote_directory(
+                    recipe
+                        .host
+                        .ssh
+                        .as_ref()
+                        .and_then(|ssh| ssh.user.as_ref())
+                        .map(|user| user.as_str()),
+                    lab.name(),
+                ),
+                Some(parent) => Utf8PathBuf::clone(&directories[parent]),
+            };
+            let inside =
+                remote_directory(login.as_ref().map(|login| login.user.as_str()), lab.name());
+            directories.insert(values.name.clone(), inside);
+            let draft =
+                Draft { guest, values, manifest: images.manifest(&values.name), lab: lab.name() };
+            machines.push(draft.machine(&on, login));
+        }
+        Ok(Blueprint {
+            schema: SCHEMA,
+            l0_ssh: recipe.host.ssh.as_ref().map(ToString::to_string),
+            patience: recipe.patience,
+            l0_host_key: recipe.host.host_key.as_ref().map(|key| key.value.clone()),
+            machines,
+        })
+    }
+
+    /// Returns the machine called `name`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] with the machines that there are.
+    pub fn machine(&self, name: &str) -> Result<&Machine> {
+        self.machines.iter().find(|machine| machine.name.as_str() == name).ok_or_else(|| {
+            let names: Vec<_> = self.machines.iter().map(|machine| machine.name.as_str()).collect();
+            Error::new(Kind::Usage, format!("the lab has no guest `{}`", name.escape_debug()))
+                .hint(format!("its guests are {}", names.join(", ")))
+        })
+    }
+
+    /// Returns the level of `machine`: 1 for a guest of L0.
+    pub fn level(&self, machine: &Machine) -> u32 {
+        let parent = |machine: &Machine| {
+            let parent = machine.parent.as_ref()?;
+            self.machines.iter().find(|other| other.name == *parent)
+        };
+        let mut level = 1;
+        let mut next = parent(machine);
+        while let Some(machine) = next {
+            (level, next) = (level + 1, parent(machine));
+        }
+        level
+    }
+
+    /// Returns what runs the outermost guests.
+    pub fn outermost(&self) -> HypervisorKind {
+        // A recipe has at least one guest, and the first stands on L0.
+        self.machines.first().map_or(HypervisorKind::Qemu, |machine| machine.outer)
+    }
+
+    /// Keeps the blueprint in the lab, as applied.
+    pub fn keep(&self, lock: &LabLock) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::internal("a blueprint is not JSON").because(error))?;
+        Writing::into_directory(lock.lab().directory())?.write(FILE, &text)
+    }
+
+    /// Returns the blueprint that `lab` was last built by; `None` if none was begun.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if it was written by a newer nestlab or is damaged.
+    pub fn of(lab: &Lab) -> Result<Option<Self>> {
+        let path = path(lab);
+        let text = match fs_err::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let blueprint: Blueprint = serde_json::from_slice(&text).map_err(|error| {
+            Error::new(Kind::Io, format!("{path} cannot be read"))
+                .because(error)
+                .hint("it was written by another version of nestlab, or is damaged; run `nestlab up` again to renew it")
+        })?;
+        if blueprint.schema > SCHEMA {
+            return Err(Error::new(Kind::Io, format!("{path} was written by a newer nestlab"))
+                .hint("use that version for this lab"));
+        }
+        Ok(Some(blueprint))
+    }
+}
+
+impl Machine {
+    /// Returns whether the VM existed before nestlab.
+    pub fn is_existing(&self) -> bool {
+        matches!(self.spec.origin, Origin::Existing { .. })
+    }
+
+    /// Returns the file on its host that the image is put to, unless the VM existed before.
+    pub fn media(&self) -> Option<&Utf8Path> {
+        match &self.spec.origin {
+            Origin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
+            Origin::Existing { .. } => None,
+        }
+    }
+}
+
+fn path(lab: &Lab) -> Utf8PathBuf {
+    lab.directory().join(FILE)
+}
+
+/// Where the lab's files lie on a machine that is entered as `user`; an absolute path, since commands
+/// there start in no particular folder.
+fn remote_directory(user: Option<&str>, lab: &LabName) -> Utf8PathBuf {
+    match user {
+        None | Some("root") => Utf8PathBuf::from(ROOT_DIRECTORY).join(lab.as_str()),
+        Some(user) => {
+            Utf8PathBuf::from("/home").join(user).join(".local/state/nestlab").join(lab.as_str())
+        }
+    }
+}
+
+fn login(guest: &Guest, manifest: Option<&Manifest>) -> Option<Login> {
+    let injected = manifest.is_some_and(|manifest| manifest.guest().seed == Seed::CiData);
+    if let Some(ssh) = &guest.ssh {
+        return Some(Login {
+            user: ssh.user.to_string(),
+            port: ssh.port.get(),
+            key: ssh.key.clone(),
+            host_key_injected: injected,
+        });
+    }
+    let offer = manifest.map(Manifest::guest).filter(|offer| offer.ssh)?;
+    Some(Login {
+        user: offer.user.clone().unwrap_or_else(|| "root".to_owned()),
+        port: 22,
+        key: None,
+        host_key_injected: injected,
+    })
+}
+
+/// Returns the form in which an image of `format` is given to `hypervisor`.
+fn form(hypervisor: HypervisorKind, format: ImageFormat) -> ImageFormat {
+    match (hypervisor, format) {
+        (_, ImageFormat::Iso) => ImageFormat::Iso,
+        (HypervisorKind::VirtualBox, ImageFormat::Ova) => ImageFormat::Ova,
+        (HypervisorKind::VirtualBox, _) => ImageFormat::Vdi,
+        (HypervisorKind::Qemu, _) => ImageFormat::Qcow2,
+    }
+}
+
+/// Returns the format of the file that fetching `manifest` leaves in the store, or building it for
+/// `hypervisor`.
+fn made(hypervisor: HypervisorKind, manifest: &Manifest) -> ImageFormat {
+    match manifest.source() {
+        Source::Download(download) => download.format,
+        Source::Build(build) => build.format.unwrap_or(match (build.kind, hypervisor) {
+            (BuildKind::Appliance, HypervisorKind::VirtualBox) => ImageFormat::Ova,
+            (BuildKind::Appliance, HypervisorKind::Qemu) | (BuildKind::Debian, _) => {
+                ImageFormat::Qcow2
+            }
+        }),
+    }
+}
+
+/// What a machine is made of.
+struct Draft<'a> {
+    guest: &'a Guest,
+    values: &'a GuestBudget,
+    manifest: Option<&'a Manifest>,
+    lab: &'a LabName,
+}
+
+impl Draft<'_> {
+    fn machine(&self, on: &Utf8Path, login: Option<Login>) -> Machine {
+        let values = self.values;
+        let image = self.manifest.map(|manifest| MachineImage {
+            name: manifest.name().clone(),
+            made: made(values.runs_on, manifest),
+            form: form(values.runs_on, made(values.runs_on, manifest)),
+            stale_allowed: manifest.build().is_some_and(|build| build.allow_stale.is_some()),
+        });
+        Machine {
+            name: values.name.clone(),
+            parent: self.guest.parent.clone(),
+            outer: values.runs_on,
+            spec: self.spec(&on.join(values.name.as_str()), image.as_ref(), login.as_ref()),
+            image,
+            login,
+            ready: values.ready.value.clone(),
+            inner: values.hypervisor,
+            host_key: values.host_key.as_ref().map(|key| key.value.clone()),
+            packages: self.guest.packages.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn spec(
+        &self,
+        directory: &Utf8Path,
+        image: Option<&MachineImage>,
+        login: Option<&Login>,
+    ) -> GuestSpec {
+        let values = self.values;
+        let seeded = login.is_some_and(|login| login.host_key_injected);
+        GuestSpec {
+            vm: match &self.guest.source {
+                GuestSource::Existing { vm, .. } => vm.to_string(),
+                GuestSource::Image(_) => format!("nestlab-{}-{}", self.lab, values.name),
+            },
+            directory: directory.to_owned(),
+            origin: self.origin(directory, image),
+            cpus: values.cpus.value,
+            memory: values.memory.value,
+            disk: values.disk.value,
+            firmware: values.firmware.value.unwrap_or(Firmware::Bios),
+            seed: seeded.then(|| directory.join("seed.img")),
+            nested: values.nested.value,
+            subnet: values.subnet.value,
+            forwards: login
+                .map(|login| Forward { name: SSH_FORWARD.to_owned(), guest_port: login.port })
+                .into_iter()
+                .collect(),
+            networks: self.guest.networks.iter().map(ToString::to_string).collect(),
+            gui: self.guest.gui,
+        }
+    }
+
+    fn origin(&self, directory: &Utf8Path, image: Option<&MachineImage>) -> Origin {
+        match (&self.guest.source, image.map(|image| image.form)) {
+            (GuestSource::Existing { vm, snapshot_before }, _) => {
+                Origin::Existing { vm: vm.to_string(), snapshot_before: *snapshot_before }
+            }
+            (_, Some(ImageFormat::Ova)) => Origin::Made(Media::Ova(directory.join("import.ova"))),
+            (_, Some(ImageFormat::Iso)) => Origin::Made(Media::Iso(directory.join("cd.iso"))),
+            (_, Some(form)) => Origin::Made(Media::Disk(directory.join(format!("disk.{form}")))),
+            (GuestSource::Image(_), None) => {
+                unreachable!("every guest that is made from an image has a manifest")
+            }
+        }
+    }
+}

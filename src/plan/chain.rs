@@ -1,0 +1,192 @@
+//! Draws the graph: which steps a lab takes, and what must come before what.
+//!
+//! Only real needs are arrows. An image is fetched while its host boots and upgrades; two guests of one
+//! host are built at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use super::action::{Action, Node, Placed};
+use super::blueprint::{Machine, MachineImage};
+use super::graph::Plan;
+use super::media::{Obtain, Place};
+use super::provision::{Apt, Headers, Install, Pin, Prove, Reboot, SetHostKey, packages};
+use super::step::{Step, StepId};
+use super::vm::{Await, Define, Start};
+use super::world::{Spot, World};
+use crate::error::Result;
+use crate::guest::apt::Task;
+use crate::guest::hypervisor;
+use crate::image::{ImageFormat, Manifest};
+use crate::recipe::{GuestName, HypervisorKind};
+
+/// Returns the plan of `world`, up to `until` if that is given: that guest, what it stands on, and
+/// nothing else.
+pub fn plan(world: Arc<World>, until: Option<&str>) -> Result<Plan> {
+    let wanted = wanted(&world, until)?;
+    let mut chain = Chain { world: world.clone(), steps: Vec::new(), last: BTreeMap::new() };
+    chain.images(&wanted);
+    for machine in &wanted {
+        chain.machine(machine)?;
+    }
+    Plan::new(chain.steps)
+}
+
+fn wanted(world: &World, until: Option<&str>) -> Result<Vec<Machine>> {
+    let blueprint = world.machines.blueprint();
+    let Some(until) = until else { return Ok(blueprint.machines.clone()) };
+    let mut names = BTreeSet::new();
+    let mut next = Some(blueprint.machine(until)?);
+    while let Some(machine) = next {
+        names.insert(machine.name.clone());
+        next = machine.parent.as_ref().map(|p| blueprint.machine(p.as_str())).transpose()?;
+    }
+    Ok(blueprint.machines.iter().filter(|m| names.contains(&m.name)).cloned().collect())
+}
+
+struct Chain {
+    world: Arc<World>,
+    steps: Vec<Arc<dyn Step>>,
+    /// The step after which a guest can be used as a host, by guest.
+    last: BTreeMap<GuestName, StepId>,
+}
+
+impl Chain {
+    fn add(
+        &mut self,
+        id: StepId,
+        guest: Option<&Machine>,
+        title: String,
+        needs: Vec<StepId>,
+        action: impl Action + 'static,
+    ) -> StepId {
+        let guest = guest.map(|machine| machine.name.to_string());
+        let node = Node { id: id.clone(), guest, title, needs };
+        self.steps.push(Arc::new(Placed { node, action }));
+        id
+    }
+
+    fn spot(&self, machine: &Machine) -> Spot {
+        Spot { world: self.world.clone(), guest: machine.name.to_string() }
+    }
+
+    /// One step an image, however many guests are made from it.
+    fn images(&mut self, wanted: &[Machine]) {
+        let mut images: BTreeMap<StepId, (Manifest, ImageFormat, BTreeSet<ImageFormat>)> =
+            BTreeMap::new();
+        for machine in wanted {
+            let manifest = self.world.images.manifest(&machine.name);
+            if let (Some(image), Some(manifest)) = (&machine.image, manifest) {
+                let entry = images.entry(image_step(image));
+                let new = || (manifest.clone(), image.made, BTreeSet::new());
+                entry.or_insert_with(new).2.insert(image.form);
+            }
+        }
+        for (id, (manifest, made, forms)) in images {
+            let verb = if manifest.build().is_some() { "build" } else { "download and verify" };
+            let title = format!("{verb} {}", manifest.name());
+            let action = Obtain { world: self.world.clone(), manifest, made, forms };
+            self.add(id, None, title, Vec::new(), action);
+        }
+    }
+
+    fn machine(&mut self, machine: &Machine) -> Result<()> {
+        let mut ready = self.boot(machine);
+        if machine.inner.is_some() || !machine.packages.is_empty() {
+            ready = self.upgrade(machine, ready)?;
+        }
+        if let Some(kind) = machine.inner {
+            ready = self.host(machine, kind, ready);
+        }
+        self.last.insert(machine.name.clone(), ready);
+        Ok(())
+    }
+
+    /// Image to running system.
+    fn boot(&mut self, machine: &Machine) -> StepId {
+        let name = &machine.name;
+        let on_host: Vec<StepId> =
+            machine.parent.iter().map(|parent| self.last[parent].clone()).collect();
+        let mut needs = on_host.clone();
+        if let (Some(image), Some(manifest)) = (&machine.image, self.world.images.manifest(name)) {
+            needs.push(image_step(image));
+            let to = machine.parent.as_ref().map_or("L0", |parent| parent.as_str());
+            let (id, title) = (StepId::new(name, "place"), format!("put {} on {to}", image.name));
+            let action = Place {
+                spot: self.spot(machine),
+                manifest: manifest.clone(),
+                digest: OnceCell::new(),
+            };
+            needs = vec![self.add(id, Some(machine), title, needs, action)];
+        }
+        let spot = self.spot(machine);
+        let title = format!("define {name} in {}", machine.outer);
+        let id = StepId::new(name, "define");
+        let defined = self.add(id, Some(machine), title, needs, Define { spot: spot.clone() });
+        let (id, title) = (StepId::new(name, "start"), format!("start {name}"));
+        let started =
+            self.add(id, Some(machine), title, vec![defined], Start { spot: spot.clone() });
+        let title = format!("wait until {name} is up ({})", machine.ready);
+        self.add(StepId::new(name, "ready"), Some(machine), title, vec![started], Await { spot })
+    }
+
+    /// Up-to-date packages, and the recipe's own.
+    fn upgrade(&mut self, machine: &Machine, ready: StepId) -> Result<StepId> {
+        let mut last = ready;
+        let locked = self.world.lock.as_ref();
+        let locked = locked.and_then(|lock| lock.guest.get(machine.name.as_str())).cloned();
+        last = self.apt(machine, ("update", Task::Update), last);
+        match locked {
+            None => last = self.apt(machine, ("upgrade", Task::FullUpgrade), last),
+            Some(locked) => {
+                let title = format!("bring {} to its locked packages", machine.name);
+                let action = Pin { spot: self.spot(machine), locked };
+                let id = StepId::new(&machine.name, "pin");
+                last = self.add(id, Some(machine), title, vec![last], action);
+            }
+        }
+        if !machine.packages.is_empty() {
+            last = self.apt(machine, ("packages", packages(&machine.packages)?), last);
+        }
+        Ok(last)
+    }
+
+    fn apt(&mut self, machine: &Machine, (what, task): (&str, Task), after: StepId) -> StepId {
+        let title = format!("{} in {}", task.title(), machine.name);
+        let action = Apt { spot: self.spot(machine), task };
+        self.add(StepId::new(&machine.name, what), Some(machine), title, vec![after], action)
+    }
+
+    /// A system that runs guests.
+    fn host(&mut self, machine: &Machine, kind: HypervisorKind, upgraded: StepId) -> StepId {
+        let name = &machine.name;
+        let spot = self.spot(machine);
+        let mut last = upgraded;
+        if hypervisor::builds_modules(kind) {
+            let (id, title) =
+                (StepId::new(name, "headers"), format!("install kernel headers in {name}"));
+            let action = Headers { spot: spot.clone() };
+            last = self.add(id, Some(machine), title, vec![last], action);
+        }
+        let (id, title) = (StepId::new(name, "reboot"), format!("run the newest kernel in {name}"));
+        last = self.add(id, Some(machine), title, vec![last], Reboot { spot: spot.clone() });
+        let (id, title) = (StepId::new(name, "hypervisor"), format!("install {kind} in {name}"));
+        let action = Install { spot: spot.clone(), kind };
+        last = self.add(id, Some(machine), title, vec![last], action);
+        let (id, title) = (StepId::new(name, "proof"), format!("prove that {name} can run guests"));
+        let action = Prove { spot: spot.clone(), kind };
+        last = self.add(id, Some(machine), title, vec![last], action);
+        if let Some(key) = machine.host_key.clone() {
+            let (id, title) =
+                (StepId::new(name, "host-key"), format!("set the Host Key in {name}"));
+            last = self.add(id, Some(machine), title, vec![last], SetHostKey { spot, key });
+        }
+        last
+    }
+}
+
+fn image_step(image: &MachineImage) -> StepId {
+    StepId::new("image", &format!("{}.{}", image.name, image.made))
+}

@@ -1,0 +1,229 @@
+//! The machines of a lab, to act on: who runs on what, how to get in, and how patient to be.
+//!
+//! A guest is entered over its host, at any depth; every session and every probe is made once, when it
+//! is first needed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::{Mutex, OnceCell};
+
+use super::blueprint::{Blueprint, Login, Machine};
+use crate::error::{Error, Kind, Result};
+use crate::guest::readiness::Outside;
+use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
+use crate::host::{HostRef, Patience};
+use crate::hypervisor::{Actual, Drivers, HypervisorRef, Power, Probe};
+use crate::lab::Lab;
+use crate::recipe::HypervisorKind;
+
+/// The machines of a lab.
+#[derive(Debug)]
+pub struct Machines {
+    lab: Lab,
+    blueprint: Blueprint,
+    l0: HostRef,
+    drivers: Drivers,
+    sessions: Mutex<BTreeMap<String, Arc<Ssh>>>,
+    /// What runs each guest, by the guest's name.
+    probes: BTreeMap<String, OnceCell<Arc<Probe>>>,
+}
+
+/// A guest as seen from the host that runs it, with the host held.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    /// The host that runs it.
+    pub host: HostRef,
+    /// What runs it there.
+    pub hypervisor: HypervisorRef,
+    /// The guest.
+    pub machine: Machine,
+}
+
+impl Seat {
+    /// Returns the VM as it is, or `None` if there is none.
+    pub async fn inspect(&self) -> Result<Option<Actual>> {
+        self.hypervisor.inspect(&*self.host, &self.machine.spec).await
+    }
+
+    /// Returns the same as the guest module takes it.
+    pub fn outside(&self) -> Outside<'_> {
+        Outside { host: &*self.host, hypervisor: &*self.hypervisor, spec: &self.machine.spec }
+    }
+}
+
+impl Machines {
+    /// Returns the machines of `blueprint` in `lab`, with `l0` as L0.
+    pub fn new(lab: Lab, blueprint: Blueprint, l0: HostRef, drivers: Drivers) -> Self {
+        let probes = blueprint
+            .machines
+            .iter()
+            .map(|machine| (machine.name.to_string(), OnceCell::new()))
+            .collect();
+        Machines { lab, blueprint, l0, drivers, sessions: Mutex::new(BTreeMap::new()), probes }
+    }
+
+    /// Returns the blueprint.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Returns the lab.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Returns L0.
+    pub fn l0(&self) -> &HostRef {
+        &self.l0
+    }
+
+    /// Returns the hypervisors' drivers.
+    pub fn drivers(&self) -> &Drivers {
+        &self.drivers
+    }
+
+    /// Returns the driver for `kind`.
+    pub fn driver(&self, kind: HypervisorKind) -> HypervisorRef {
+        self.drivers.driver(kind)
+    }
+
+    /// Returns the host called `name`: L0, or a guest that is up.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] if a machine on the way does not run, [`Kind::Usage`] for a name that the
+    /// lab does not have.
+    pub async fn host(&self, name: &str) -> Result<HostRef> {
+        if name == self.l0.name() {
+            return Ok(self.l0.clone());
+        }
+        Ok(self.enter(name).await?)
+    }
+
+    /// Returns `guest` as seen from the host that runs it.
+    ///
+    /// # Errors
+    /// As [`Machines::host`] for the guest's host.
+    pub async fn seat(&self, guest: &str) -> Result<Seat> {
+        let machine = self.blueprint.machine(guest)?;
+        let host = match &machine.parent {
+            None => self.l0.clone(),
+            Some(parent) => self.enter(parent.as_str()).await?,
+        };
+        let hypervisor = self.driver(machine.outer);
+        Ok(Seat { host, hypervisor, machine: machine.clone() })
+    }
+
+    /// Returns the SSH session into `guest`, connected when it is first used.
+    ///
+    /// # Errors
+    /// As [`Machines::host`]; [`Kind::Usage`] for a guest that nobody can enter.
+    pub fn enter<'a>(&'a self, guest: &'a str) -> BoxFuture<'a, Result<Arc<Ssh>>> {
+        async move {
+            if let Some(session) = self.sessions.lock().await.get(guest) {
+                return Ok(session.clone());
+            }
+            let seat = self.seat(guest).await?;
+            let login = seat.machine.login.clone().ok_or_else(|| no_login(guest))?;
+            let power = seat.inspect().await?.map(|actual| actual.power);
+            if power != Some(Power::Running) {
+                return Err(not_running(guest, power.as_ref()).on(seat.host.name()));
+            }
+            let spec = &seat.machine.spec;
+            let address = seat.hypervisor.endpoint(&*seat.host, spec, login.port).await?;
+            let target = SshTarget {
+                name: guest.to_owned(),
+                user: login.user.clone(),
+                key: self.key(&login)?,
+                host_key: self.host_key(guest, &login)?,
+                via: Via::Through(seat.host.clone(), address),
+                patience: self.patience(guest).await?,
+            };
+            let session = Arc::new(Ssh::new(target));
+            let mut sessions = self.sessions.lock().await;
+            Ok(sessions.entry(guest.to_owned()).or_insert(session).clone())
+        }
+        .boxed()
+    }
+
+    /// Forgets the sessions into `guest` and everything in it: the next one asks anew where it is. To
+    /// be called when its VM was started or stopped.
+    pub async fn forget(&self, guest: &str) {
+        let mut sessions = self.sessions.lock().await;
+        let mut gone = vec![guest.to_owned()];
+        while let Some(name) = gone.pop() {
+            sessions.remove(&name);
+            let inside = self.blueprint.machines.iter().filter(|machine| {
+                machine.parent.as_ref().is_some_and(|parent| parent.as_str() == name)
+            });
+            gone.extend(inside.map(|machine| machine.name.to_string()));
+        }
+    }
+
+    /// Returns what the hypervisor that runs `guest` is and can do.
+    pub async fn probe(&self, guest: &str) -> Result<Arc<Probe>> {
+        let cell = self.probes.get(guest).ok_or_else(|| unknown(guest))?;
+        let probe = cell.get_or_try_init(|| async {
+            let seat = self.seat(guest).await?;
+            Ok::<_, Error>(Arc::new(seat.hypervisor.probe(&*seat.host).await?))
+        });
+        probe.await.cloned()
+    }
+
+    /// Returns how patient to be with `guest`: as slow as every hypervisor around it together.
+    pub fn patience<'a>(&'a self, guest: &'a str) -> BoxFuture<'a, Result<Patience>> {
+        async move {
+            let machine = self.blueprint.machine(guest)?;
+            let around = match &machine.parent {
+                Some(parent) => self.patience(parent.as_str()).await?,
+                None => Patience::new(self.blueprint.patience),
+            };
+            Ok(around.times(self.probe(guest).await?.patience.factor()))
+        }
+        .boxed()
+    }
+
+    fn key(&self, login: &Login) -> Result<SshKey> {
+        match &login.key {
+            Some(path) => Ok(SshKey::File(path.clone())),
+            None => Ok(SshKey::Memory(self.lab.keys().user()?.private().into())),
+        }
+    }
+
+    fn host_key(&self, guest: &str, login: &Login) -> Result<HostKeyPolicy> {
+        if login.host_key_injected {
+            let key = self.lab.keys().host_key(guest)?;
+            return Ok(HostKeyPolicy::Pinned(vec![key.public().to_owned()]));
+        }
+        // It cannot be injected into a VM that existed before: pinned when first seen.
+        Ok(HostKeyPolicy::KnownHosts {
+            file: self.lab.known_hosts().path().to_owned(),
+            accept_new: true,
+        })
+    }
+}
+
+fn unknown(guest: &str) -> Error {
+    Error::new(Kind::Usage, format!("the lab has no guest `{}`", guest.escape_debug()))
+}
+
+fn no_login(guest: &str) -> Error {
+    Error::new(Kind::Usage, format!("{guest} cannot be entered: its image has no SSH server"))
+        .hint(format!("look at its screen instead: nestlab screenshot {guest}"))
+        .hint("if you set one up inside, say so in the recipe: ssh = { user = \"user\" }")
+}
+
+fn not_running(guest: &str, power: Option<&Power>) -> Error {
+    let state = match power {
+        None => "does not exist yet",
+        Some(Power::Off) => "is off",
+        Some(Power::Saved) => "is saved to disk",
+        Some(Power::Paused) => "is paused",
+        Some(Power::Changing(_)) => "is just changing its state",
+        Some(Power::Crashed(_)) => "crashed",
+        Some(Power::Running) => "runs",
+    };
+    Error::new(Kind::Unreachable, format!("{guest} {state}")).hint("nestlab up starts it")
+}

@@ -1,0 +1,260 @@
+//! What makes a guest a host: its packages up to date, its kernel, its hypervisor, and the proof.
+
+use async_trait::async_trait;
+
+use super::action::Action;
+use super::lock::{self, LockedGuest};
+use super::step::{Check, Context};
+use super::world::{Spot, needed, unless_unreachable};
+use crate::error::{Error, Kind, Result};
+use crate::event::Level;
+use crate::guest::apt::{self, Package, Task};
+use crate::guest::{hypervisor, kernel, proof, reboot};
+use crate::host::{Command, Host, Patience};
+use crate::hypervisor::virtualbox::VirtualBox;
+use crate::recipe::{HostKey, HypervisorKind, Platform};
+
+/// Has apt do a task in the guest.
+pub(super) struct Apt {
+    pub(super) spot: Spot,
+    pub(super) task: Task,
+}
+
+#[async_trait]
+impl Action for Apt {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            Ok(needed(apt::why(inside.site(), &self.task).await?))
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let inside = self.spot.inside(context).await?;
+        let machine = self.spot.world.machines.blueprint().machine(&self.spot.guest)?;
+        let stale_allowed = machine.image.as_ref().is_some_and(|image| image.stale_allowed);
+        if self.task == Task::Update && stale_allowed {
+            apt::accept_stale_release(inside.site()).await?;
+        }
+        apt::apply(inside.site(), &self.task).await
+    }
+
+    async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
+        Ok(vec![self.task.command(Patience::NATIVE)])
+    }
+}
+
+/// Brings every package to the version that a lock names; instead of an upgrade.
+pub(super) struct Pin {
+    pub(super) spot: Spot,
+    pub(super) locked: LockedGuest,
+}
+
+impl Pin {
+    /// Returns the packages that are not as locked, each with the locked version.
+    async fn differing(&self, host: &dyn Host) -> Result<Vec<Package>> {
+        let now = lock::installed(host).await?;
+        let differs =
+            |(name, version): &(&String, &String)| now.packages.get(*name) != Some(*version);
+        self.locked
+            .packages
+            .iter()
+            .filter(differs)
+            .map(|(name, version)| {
+                // `all` is an architecture of packages, not one that apt takes.
+                let name = name.strip_suffix(":all").unwrap_or(name);
+                let package = format!("{name}={version}").parse::<Package>();
+                package.map_err(|error| Error::new(Kind::Recipe, error).context("the lock"))
+            })
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Action for Pin {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            let differing = self.differing(inside.site().host).await?;
+            Ok(match differing.as_slice() {
+                [] => Check::Satisfied,
+                [only] => Check::Needed(format!("{only} is locked")),
+                several => Check::Needed(format!("{} packages are not as locked", several.len())),
+            })
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let inside = self.spot.inside(context).await?;
+        let packages = self.differing(inside.site().host).await?;
+        apt::apply(inside.site(), &Task::Pin { packages }).await.map_err(|error| {
+            error.context("what is locked cannot be had").hint(
+                "the mirror keeps only the newest versions: name one that keeps all (a snapshot) as the recipe's `mirror`",
+            )
+        })
+    }
+}
+
+/// Installs the headers of the kernel that will run after the next boot, so that modules can be built.
+pub(super) struct Headers {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for Headers {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            let kernels = kernel::kernels(inside.site()).await?;
+            Ok(needed(kernel::why_headers(inside.site(), &kernels.next).await?))
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let inside = self.spot.inside(context).await?;
+        let kernels = kernel::kernels(inside.site()).await?;
+        apt::apply(inside.site(), &kernel::headers(&kernels.next)?).await
+    }
+
+    async fn commands(&self, context: &Context) -> Result<Vec<Command>> {
+        // Which kernel will run is known once the guest is up.
+        let release = match self.spot.inside(context).await {
+            Ok(inside) => kernel::kernels(inside.site()).await?.next,
+            Err(_) => return Ok(Vec::new()),
+        };
+        Ok(vec![kernel::headers(&release)?.command(Patience::NATIVE)])
+    }
+}
+
+/// Reboots into the newest kernel, if another one runs.
+pub(super) struct Reboot {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for Reboot {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            Ok(needed(kernel::kernels(inside.site()).await?.why_reboot()))
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let seat = self.spot.seat().await?;
+        let inside = self.spot.inside(context).await?;
+        reboot::reboot(inside.site(), Some(seat.outside())).await.map(drop)
+    }
+}
+
+/// Installs the hypervisor without what it recommends, and loads its driver.
+pub(super) struct Install {
+    pub(super) spot: Spot,
+    pub(super) kind: HypervisorKind,
+}
+
+#[async_trait]
+impl Action for Install {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            let why = match apt::why(inside.site(), &hypervisor::task(self.kind)).await? {
+                None => hypervisor::why_driver(inside.site(), self.kind).await?,
+                why => why,
+            };
+            Ok(needed(why))
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let inside = self.spot.inside(context).await?;
+        let task = hypervisor::task(self.kind);
+        if apt::why(inside.site(), &task).await?.is_some() {
+            apt::apply(inside.site(), &task).await?;
+        }
+        hypervisor::load_driver(inside.site(), self.kind).await
+    }
+
+    async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
+        Ok(vec![hypervisor::task(self.kind).command(Patience::NATIVE)])
+    }
+}
+
+/// Proves from inside that the guest can run guests. A proof changes nothing: it holds, or the run
+/// ends with the remedy.
+pub(super) struct Prove {
+    pub(super) spot: Spot,
+    pub(super) kind: HypervisorKind,
+}
+
+#[async_trait]
+impl Action for Prove {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let inside = self.spot.inside(context).await?;
+            let driver = self.spot.world.machines.driver(self.kind);
+            let proof = proof::prove(inside.site(), &*driver).await?;
+            for note in proof.notes() {
+                context.feed.notice(Level::Warning, format!("{}: {note}", self.spot.guest));
+            }
+            Ok(Check::Satisfied)
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, _context: &Context) -> Result<()> {
+        Err(Error::new(Kind::Unreachable, "it went away while it was being looked at")
+            .on(&self.spot.guest))
+    }
+}
+
+/// Gives the VirtualBox of a host its Host Key, so that each level can be left.
+pub(super) struct SetHostKey {
+    pub(super) spot: Spot,
+    pub(super) key: HostKey,
+}
+
+#[async_trait]
+impl Action for SetHostKey {
+    async fn check(&self, _context: &Context) -> Result<Check> {
+        let look = async {
+            let host = self.spot.world.machines.host(&self.spot.guest).await?;
+            let actual = self.virtualbox().host_key(&*host).await?;
+            Ok(if actual.as_ref() == Some(&self.key) {
+                Check::Satisfied
+            } else {
+                let actual = actual.map_or("none".to_owned(), |key| key.to_string());
+                Check::Needed(format!("{actual} → {}", self.key))
+            })
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, _context: &Context) -> Result<()> {
+        let host = self.spot.world.machines.host(&self.spot.guest).await?;
+        self.virtualbox().set_host_key(&*host, &self.key).await
+    }
+
+    async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
+        Ok(VirtualBox::host_key_command(&self.key, Platform::Linux).into_iter().collect())
+    }
+}
+
+impl SetHostKey {
+    fn virtualbox(&self) -> &VirtualBox {
+        &self.spot.world.machines.drivers().virtualbox
+    }
+}
+
+/// Returns the task that installs the recipe's own packages in a guest.
+pub(super) fn packages(names: &[String]) -> Result<Task> {
+    let packages = names
+        .iter()
+        .map(|name| name.parse::<Package>().map_err(|error| Error::new(Kind::Recipe, error)));
+    Ok(Task::install(packages.collect::<Result<Vec<_>>>()?))
+}

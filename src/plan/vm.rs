@@ -1,0 +1,207 @@
+//! A guest's VM: defined as wanted, running, and up.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::action::Action;
+use super::machines::Seat;
+use super::media::vm_of;
+use super::step::{Check, Context};
+use super::world::{Spot, unless_unreachable};
+use crate::error::{Error, Result};
+use crate::event::Level;
+use crate::guest::readiness;
+use crate::host::Command;
+use crate::hypervisor::virtualbox::Former;
+use crate::hypervisor::{Change, Nesting, Power, Probe};
+use crate::recipe::Ready;
+
+/// How long one look at a guest that was up may take, on bare metal; waiting for it is not a look.
+const ONE_LOOK: Duration = Duration::from_secs(3);
+
+/// Makes the VM what its blueprint says: imports or creates it, and changes what differs.
+pub(super) struct Define {
+    pub(super) spot: Spot,
+}
+
+impl Define {
+    async fn changes(&self, seat: &Seat) -> Result<Vec<Change>> {
+        let actual = seat.inspect().await?;
+        let probe = self.spot.world.machines.probe(&self.spot.guest).await?;
+        Ok(seat.hypervisor.changes(&seat.machine.spec, actual.as_ref(), &probe))
+    }
+}
+
+#[async_trait]
+impl Action for Define {
+    async fn check(&self, _context: &Context) -> Result<Check> {
+        let look = async {
+            let seat = self.spot.seat().await?;
+            let changes = self.changes(&seat).await?;
+            Ok(match changes.as_slice() {
+                [] => Check::Satisfied,
+                changes => Check::Needed(summary(changes)),
+            })
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let seat = self.spot.seat().await?;
+        let machine = &seat.machine;
+        self.tell(&seat, context).await?;
+        let changes = self.changes(&seat).await?;
+        if !machine.is_existing() {
+            context.ledger.creating(vm_of(&seat)).await?;
+        } else if let Some(actual) = seat.inspect().await? {
+            let former = serde_json::to_value(Former::before(&actual, &changes))
+                .map_err(|error| Error::internal("former settings are not JSON").because(error))?;
+            context.ledger.former(seat.host.name(), machine.outer, &actual.id, former).await?;
+        }
+        seat.hypervisor.change(&*seat.host, &machine.spec, &changes, &context.feed).await?;
+        self.spot.world.machines.forget(&self.spot.guest).await;
+        Ok(())
+    }
+
+    async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
+        let machines = &self.spot.world.machines;
+        let changes = match self.spot.seat().await {
+            Ok(seat) => self.changes(&seat).await?,
+            // Its host is not up yet: what a fresh VM would take, as far as it is known.
+            Err(_) => {
+                let machine = machines.blueprint().machine(&self.spot.guest)?;
+                let driver = machines.driver(machine.outer);
+                driver.changes(&machine.spec, None, &Probe::presumed(machine.outer))
+            }
+        };
+        Ok(changes.into_iter().flat_map(|change| change.commands).collect())
+    }
+}
+
+impl Define {
+    /// Tells once what the user should know of the hypervisor.
+    async fn tell(&self, seat: &Seat, context: &Context) -> Result<()> {
+        let probe = self.spot.world.machines.probe(&self.spot.guest).await?;
+        for note in &probe.notes {
+            let text = format!("{} on {}: {note}", seat.machine.outer, seat.host.name());
+            context.feed.notice(Level::Warning, text);
+        }
+        if let (true, Nesting::Absent(why)) = (seat.machine.spec.nested, &probe.nesting) {
+            let text = format!("{} will see neither svm nor vmx: {why}", seat.machine.name);
+            context.feed.notice(Level::Warning, text);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the changes in one line: the first few, and how many more.
+fn summary(changes: &[Change]) -> String {
+    const SHOWN: usize = 4;
+    let mut parts: Vec<String> = changes
+        .iter()
+        .take(SHOWN)
+        .map(|change| match &change.actual {
+            Some(actual) => format!("{}: {actual} → {}", change.setting, change.wanted),
+            None => format!("{}: {}", change.setting, change.wanted),
+        })
+        .collect();
+    if changes.len() > SHOWN {
+        parts.push(format!("{} more", changes.len() - SHOWN));
+    }
+    parts.join(", ")
+}
+
+/// Starts the VM.
+pub(super) struct Start {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for Start {
+    async fn check(&self, _context: &Context) -> Result<Check> {
+        let look = async {
+            let power = self.spot.seat().await?.inspect().await?.map(|actual| actual.power);
+            Ok(match power {
+                Some(Power::Running) => Check::Satisfied,
+                Some(Power::Crashed(how)) => Check::Needed(format!("it crashed: {how}")),
+                Some(Power::Paused) => Check::Needed("it is paused".to_owned()),
+                Some(Power::Saved) => Check::Needed("it is saved to disk".to_owned()),
+                Some(Power::Changing(how)) => Check::Needed(format!("it is {how}")),
+                Some(Power::Off) | None => Check::Needed("it is off".to_owned()),
+            })
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let seat = self.spot.seat().await?;
+        let machines = &self.spot.world.machines;
+        let probe = machines.probe(&self.spot.guest).await?;
+        context.ledger.stopped(&self.spot.guest).await?;
+        machines.forget(&self.spot.guest).await;
+        let spec = &seat.machine.spec;
+        seat.hypervisor.start(&*seat.host, spec, &probe, &context.feed).await
+    }
+
+    async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
+        let machines = &self.spot.world.machines;
+        let machine = machines.blueprint().machine(&self.spot.guest)?;
+        let driver = machines.driver(machine.outer);
+        Ok(match machines.probe(&self.spot.guest).await {
+            Ok(probe) => driver.start_commands(&machine.spec, &probe),
+            Err(_) => driver.start_commands(&machine.spec, &Probe::presumed(machine.outer)),
+        })
+    }
+}
+
+/// Waits for the evidence that the guest is up.
+pub(super) struct Await {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for Await {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let seat = self.spot.seat().await?;
+            if seat.inspect().await?.map(|actual| actual.power) != Some(Power::Running) {
+                return Ok(Check::Needed("it does not run".to_owned()));
+            }
+            let seen = self.spot.world.machines.lab().status()?;
+            if !seen.ready.contains_key(&self.spot.guest) {
+                return Ok(Check::Needed("no evidence was seen since it was started".to_owned()));
+            }
+            if seat.machine.ready == Ready::Screen {
+                // One look at a screen proves nothing; what was seen since its start does.
+                return Ok(Check::Satisfied);
+            }
+            let site = self.spot.around(&seat, context).await?;
+            let patience = self.spot.world.machines.patience(&self.spot.guest).await?;
+            let look = readiness::look(site.site(), seat.outside(), &seat.machine.ready);
+            let seen = tokio::time::timeout(patience.limit(ONE_LOOK), look).await;
+            Ok(match seen.unwrap_or(Ok(None))? {
+                Some(_) => Check::Satisfied,
+                None => {
+                    Check::Needed(format!("it was up, and shows no {} now", seat.machine.ready))
+                }
+            })
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let seat = self.spot.seat().await?;
+        let site = self.spot.around(&seat, context).await?;
+        let evidence = readiness::wait(site.site(), seat.outside(), &seat.machine.ready).await?;
+        let address = match &seat.machine.login {
+            Some(login) => {
+                let spec = &seat.machine.spec;
+                let address = seat.hypervisor.endpoint(&*seat.host, spec, login.port).await?;
+                Some(address.to_string())
+            }
+            None => None,
+        };
+        context.ledger.ready(&self.spot.guest, &evidence.to_string(), address).await
+    }
+}
