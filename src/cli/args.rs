@@ -4,7 +4,10 @@ use camino::Utf8PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use super::{check, completions, image, init, man, recipe, schema};
+use super::{
+    check, completions, copy, destroy, down, image, init, lock, man, plan, recipe, schema,
+    screenshot, ssh, ssh_config, status, up,
+};
 use crate::error::{Error, Kind, Result};
 
 const STYLES: Styles = Styles::styled()
@@ -54,6 +57,17 @@ pub(crate) struct Cli {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Up(up::Args),
+    Plan(plan::Args),
+    Status(status::Args),
+    Ssh(ssh::SshArgs),
+    Exec(ssh::ExecArgs),
+    Cp(copy::Args),
+    SshConfig(ssh_config::Args),
+    Screenshot(screenshot::Args),
+    Lock(lock::Args),
+    Down(down::Args),
+    Destroy(destroy::Args),
     Check(check::Args),
     Init(init::Args),
     Image(image::Args),

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use console::style;
 use serde::Serialize;
 
-use super::{Globals, guests, machine, output};
+use super::{Globals, guests, output};
 use crate::error::Result;
 use crate::plan::images::Images;
+use crate::plan::l0::{self, Given};
 use crate::recipe::budget::{self, GuestView, Resources};
 use crate::recipe::{Cpus, HypervisorKind, Mebibytes, Recipe};
 
@@ -58,8 +59,9 @@ struct L0 {
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let recipe = Recipe::load(&args.recipe)?;
     let images = Images::of(&recipe)?;
-    let given = machine::Given { cores: args.cpus, memory: args.memory };
-    let host = machine::resources(hypervisor(&recipe), given, &globals.state_dir)?;
+    let given = Given { cores: args.cpus, memory: args.memory };
+    let labs = Some(globals.state_dir.as_path());
+    let host = l0::resources(&*l0::local(), hypervisor(&recipe), given, labs).await?;
     let budget = budget::derive(&recipe, &host, &images.defaults())?;
     let guests = budget.view(&recipe);
     if globals.json {

@@ -7,15 +7,25 @@
 mod args;
 mod check;
 mod completions;
+mod copy;
+mod destroy;
+mod down;
 mod failure;
 mod guests;
 mod image;
 mod init;
-mod machine;
+mod lock;
 mod man;
 mod output;
+mod plan;
 mod recipe;
 mod schema;
+mod screenshot;
+mod session;
+mod ssh;
+mod ssh_config;
+mod status;
+mod up;
 
 use std::process::ExitCode;
 
@@ -42,6 +52,17 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
+        Command::Up(args) => up::run(args, globals).await,
+        Command::Plan(args) => plan::run(args, globals).await,
+        Command::Status(args) => status::run(args, globals).await,
+        Command::Ssh(args) => ssh::ssh(args, globals).await,
+        Command::Exec(args) => ssh::exec(args, globals).await,
+        Command::Lock(args) => lock::run(args, globals).await,
+        Command::Cp(args) => copy::run(args, globals).await,
+        Command::SshConfig(args) => ssh_config::run(args, globals).await,
+        Command::Screenshot(args) => screenshot::run(args, globals).await,
+        Command::Down(args) => down::run(args, globals).await,
+        Command::Destroy(args) => destroy::run(args, globals).await,
         Command::Image(args) => image::run(args, globals).await,
         Command::Check(args) => check::run(args, globals).await,
         Command::Init(args) => init::run(args, globals).await,

@@ -1,0 +1,150 @@
+//! `nestlab plan`: what `up` would do, and why; changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use console::style;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{Globals, guests, output};
+use crate::engine;
+use crate::error::Result;
+use crate::event::Feed;
+use crate::host::{Command, quote};
+use crate::lab::Labs;
+use crate::plan::{self, Check, Context, Plan, StepId, World};
+use crate::recipe::budget::GuestView;
+use crate::recipe::{LabName, Recipe};
+
+/// Show what `up` would do, and why; change nothing
+///
+/// Every guest with its values and where each comes from, every step with its state, and the exact
+/// commands for the VMs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  nestlab plan quickstart
+  nestlab plan my-lab.toml --json | jq '.steps[] | select(.state != \"satisfied\") | .title'")]
+pub(crate) struct Args {
+    /// The name of a recipe that ships, or a path
+    recipe: String,
+    /// The lab to compare with [default: the recipe's name]
+    #[arg(long, value_name = "NAME")]
+    lab: Option<LabName>,
+    /// Only what leads to this guest
+    #[arg(long, value_name = "GUEST")]
+    until: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    schema: u32,
+    lab: String,
+    guests: Vec<GuestView>,
+    steps: Vec<StepView>,
+}
+
+/// One of `steps` in the JSON answer.
+#[derive(Serialize)]
+struct StepView {
+    id: String,
+    guest: Option<String>,
+    title: String,
+    needs: Vec<String>,
+    /// `satisfied`, `needed` or `unknown`.
+    state: &'static str,
+    /// Why it is needed, or cannot be known.
+    why: Option<String>,
+    /// What would be run on the guest's host.
+    commands: Vec<Vec<String>>,
+}
+
+pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let recipe = Recipe::load(&args.recipe)?;
+    let name = args.lab.as_ref().unwrap_or(&recipe.name).clone();
+    let lab = Labs::at(&globals.state_dir).planned(&name);
+    let world = Arc::new(World::open(recipe, &lab, &globals.cache_dir).await?);
+    let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
+    let cancel = CancellationToken::new();
+    let checks = engine::check(&plan, Feed::silent(), cancel.clone()).await?;
+    let context = Context::looking(Feed::silent(), cancel);
+    let answer = Answer {
+        schema: 1,
+        lab: name.to_string(),
+        guests: world.budget.view(&world.recipe),
+        steps: views(&plan, checks, &context).await?,
+    };
+    if globals.json {
+        output::print_json(&answer)?;
+    } else {
+        output::print(&text(&answer))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn views(
+    plan: &Plan,
+    checks: Vec<(StepId, Check)>,
+    context: &Context,
+) -> Result<Vec<StepView>> {
+    let mut checks: BTreeMap<StepId, Check> = checks.into_iter().collect();
+    let mut views = Vec::new();
+    for step in plan.steps() {
+        let check = checks.remove(step.id()).unwrap_or(Check::Unknown("not looked at".to_owned()));
+        let (state, why) = match check {
+            Check::Satisfied => ("satisfied", None),
+            Check::Needed(why) => ("needed", Some(why)),
+            Check::Unknown(why) => ("unknown", Some(why)),
+        };
+        let commands =
+            if state == "satisfied" { Vec::new() } else { step.commands(context).await? };
+        views.push(StepView {
+            id: step.id().to_string(),
+            guest: step.guest().map(str::to_owned),
+            title: step.title(),
+            needs: step.needs().iter().map(ToString::to_string).collect(),
+            state,
+            why,
+            commands: commands.iter().map(Command::argv).map(<[String]>::to_vec).collect(),
+        });
+    }
+    Ok(views)
+}
+
+/// Returns the answer for a person. Writing to a `String` cannot fail.
+fn text(answer: &Answer) -> String {
+    let mut out = format!("lab {}\n", style(&answer.lab).bold());
+    out.push_str(&guests::lines(&answer.guests));
+    let open = answer.steps.iter().filter(|step| step.state != "satisfied").count();
+    let _ = writeln!(out, "\nsteps ({open} of {} to do)", answer.steps.len());
+    for step in &answer.steps {
+        let mark = match step.state {
+            "satisfied" => style("=").green(),
+            "needed" => style("+").yellow(),
+            _ => style("?").cyan(),
+        };
+        let why = step.why.as_ref().map(|why| format!("  ({why})")).unwrap_or_default();
+        let _ = writeln!(out, "  {mark} {}{}", step.title, style(why).dim());
+        for command in &step.commands {
+            let _ = writeln!(out, "      {}", style(shown(command)).dim());
+        }
+    }
+    if open == 0 {
+        out.push_str("\nnothing to do\n");
+    }
+    out
+}
+
+/// Returns a command for a person: of a script that nestlab carries, its name instead of its text, which
+/// `--json` has.
+fn shown(command: &[String]) -> String {
+    match command {
+        [shell, option, _script, name, args @ ..] if shell == "sh" && option == "-c" => {
+            format!("{name} {}", quote::display(args))
+        }
+        command => quote::display(command),
+    }
+}

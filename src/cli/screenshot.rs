@@ -1,0 +1,41 @@
+//! `nestlab screenshot`: what a guest shows, at any depth.
+
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+
+use super::session::Session;
+use super::{Globals, output};
+use crate::error::Result;
+use crate::event::Feed;
+use crate::host::Command;
+use crate::recipe::LabName;
+
+/// Write a PNG of a guest's screen
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  nestlab screenshot kicksecure                writes kicksecure.png
+  nestlab screenshot l2 /tmp/l2.png")]
+pub(crate) struct Args {
+    /// The guest
+    guest: String,
+    /// The file to write [default: GUEST.png]
+    file: Option<Utf8PathBuf>,
+    /// The lab [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    lab: Option<LabName>,
+}
+
+pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let session = Session::open(globals, args.lab.as_ref())?;
+    let seat = session.machines.seat(&args.guest).await?;
+    let file = args.file.unwrap_or_else(|| format!("{}.png", args.guest).into());
+    let there = seat.machine.spec.directory.join("screen.png");
+    seat.hypervisor.screenshot(&*seat.host, &seat.machine.spec, &there).await?;
+    let got = seat.host.get(&there, &file, &Feed::silent()).await;
+    seat.host.check(&Command::new("rm").args(["-f", "--", there.as_str()])).await?;
+    got?;
+    output::print(&format!("{file}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}

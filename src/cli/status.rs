@@ -1,0 +1,158 @@
+//! `nestlab status`: the labs of this machine, and how they are now.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use console::style;
+use serde::Serialize;
+
+use super::session::Session;
+use super::{Globals, output};
+use crate::error::{Kind, Result};
+use crate::hypervisor::Power;
+use crate::lab::{Lab, Labs, Status};
+use crate::plan::{Blueprint, Machine};
+use crate::recipe::LabName;
+
+/// Show the labs of this machine and how their guests are
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this lab
+    lab: Option<LabName>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    schema: u32,
+    labs: Vec<LabView>,
+}
+
+#[derive(Serialize)]
+struct LabView {
+    lab: String,
+    recipe: String,
+    /// The process that works on it now.
+    busy: Option<u32>,
+    guests: Vec<GuestView>,
+}
+
+#[derive(Serialize)]
+struct GuestView {
+    name: String,
+    level: u32,
+    parent: String,
+    /// `running`, `off`, `absent`, `paused`, `saved`, `crashed`, `unknown` or the hypervisor's own word.
+    state: String,
+    /// Whether evidence was seen that it is up, since it was last started.
+    ready: bool,
+    /// What that evidence was.
+    evidence: Option<String>,
+    /// Where its SSH server is reached, as its parent sees it.
+    address: Option<String>,
+}
+
+pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let labs = Labs::at(&globals.state_dir);
+    let names = match args.lab {
+        Some(name) => vec![name],
+        None => labs.list()?,
+    };
+    let mut views = Vec::new();
+    for name in names {
+        views.push(view(labs.open(&name)?).await?);
+    }
+    let answer = Answer { schema: 1, labs: views };
+    if globals.json {
+        output::print_json(&answer)?;
+    } else if answer.labs.is_empty() {
+        output::print("there is no lab; nestlab up quickstart makes one\n")?;
+    } else {
+        output::print(&answer.labs.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn view(lab: Lab) -> Result<LabView> {
+    let known = lab.status()?;
+    let (name, recipe) = (lab.name().to_string(), lab.recipe_path().to_string());
+    let busy = lab.holder()?.map(|holder| holder.pid);
+    let mut guests = Vec::new();
+    if Blueprint::of(&lab)?.is_some() {
+        let session = Session::of(lab)?;
+        for machine in &session.machines.blueprint().machines {
+            guests.push(guest(&session, machine, &known).await);
+        }
+    }
+    Ok(LabView { lab: name, recipe, busy, guests })
+}
+
+async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestView {
+    let name = machine.name.as_str();
+    let (state, address) = match look(session, machine).await {
+        Ok(seen) => seen,
+        Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {
+            ("unknown".to_owned(), None)
+        }
+        Err(error) => (format!("unknown: {}", error.message()), None),
+    };
+    let ready = known.ready.get(name).filter(|_| state == "running");
+    GuestView {
+        name: name.to_owned(),
+        level: session.machines.blueprint().level(machine),
+        parent: machine.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
+        ready: ready.is_some(),
+        evidence: ready.map(|ready| ready.evidence.clone()),
+        state,
+        address,
+    }
+}
+
+async fn look(session: &Session, machine: &Machine) -> Result<(String, Option<String>)> {
+    let seat = session.machines.seat(machine.name.as_str()).await?;
+    let power = seat.inspect().await?.map(|actual| actual.power);
+    let address = match (&power, &machine.login) {
+        (Some(Power::Running), Some(login)) => {
+            seat.hypervisor.endpoint(&*seat.host, &machine.spec, login.port).await.ok()
+        }
+        _ => None,
+    };
+    let state = match power {
+        None => "absent".to_owned(),
+        Some(Power::Off) => "off".to_owned(),
+        Some(Power::Saved) => "saved".to_owned(),
+        Some(Power::Running) => "running".to_owned(),
+        Some(Power::Paused) => "paused".to_owned(),
+        Some(Power::Changing(word)) => word,
+        Some(Power::Crashed(_)) => "crashed".to_owned(),
+    };
+    Ok((state, address.map(|address| address.to_string())))
+}
+
+/// Returns a lab for a person. Writing to a `String` cannot fail.
+fn text(lab: &LabView) -> String {
+    let mut out = format!("{}", style(&lab.lab).bold());
+    if let Some(pid) = lab.busy {
+        let _ = write!(out, "  (process {pid} works on it)");
+    }
+    out.push('\n');
+    if lab.guests.is_empty() {
+        out.push_str("  nothing of it was built yet\n");
+    }
+    for guest in &lab.guests {
+        let state = match guest.state.as_str() {
+            "running" if guest.ready => style("up".to_owned()).green(),
+            "running" => style("running".to_owned()).yellow(),
+            other => style(other.to_owned()).red(),
+        };
+        let indent = "  ".repeat(guest.level as usize);
+        let _ = write!(out, "{indent}{:16} {state}", guest.name);
+        if let Some(evidence) = &guest.evidence {
+            let _ = write!(out, "  {}", style(evidence).dim());
+        }
+        if let Some(address) = &guest.address {
+            let _ = write!(out, "  {}", style(format!("{address} on {}", guest.parent)).dim());
+        }
+        out.push('\n');
+    }
+    out
+}

@@ -1,0 +1,86 @@
+//! `nestlab up`: make it so.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::session::{Told, command_line};
+use super::{Globals, lock, output};
+use crate::engine;
+use crate::error::Result;
+use crate::lab::{Lab, LabLock, Labs};
+use crate::plan::{self, Blueprint, World};
+use crate::recipe::{LabName, Recipe};
+use crate::report::RunLog;
+
+/// Build a lab, or bring it to what its recipe says
+///
+/// Runs only what is needed: a second `up` finds nothing to do, and one that was interrupted goes on
+/// where it stopped.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  nestlab up quickstart                  the shipped recipe, as the lab `quickstart`
+  nestlab up my-lab.toml --lab second    the same recipe again, beside the first
+  nestlab up my-lab.toml --until l1      only L1 and what it needs")]
+pub(crate) struct Args {
+    /// The name of a recipe that ships, or a path
+    recipe: String,
+    /// The lab's name [default: the recipe's]
+    #[arg(long, value_name = "NAME")]
+    lab: Option<LabName>,
+    /// Stop once this guest is up and provisioned
+    #[arg(long, value_name = "GUEST")]
+    until: Option<String>,
+    /// Build just what `<recipe>.lock` pins, or say what of it cannot be had
+    #[arg(long)]
+    locked: bool,
+}
+
+pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let recipe = Recipe::load(&args.recipe)?;
+    let name = args.lab.as_ref().unwrap_or(&recipe.name);
+    let lab = Labs::at(&globals.state_dir).create(name, recipe.source().text())?;
+    let held = lab.lock(command_line())?;
+    let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
+    let built = build(recipe, &lab, &held, &args, globals, &told).await;
+    told.end();
+    let world = built?;
+    if !globals.json && !globals.quiet {
+        output::print(&reached(&world, &lab))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn build(
+    recipe: Recipe,
+    lab: &Lab,
+    held: &LabLock,
+    args: &Args,
+    globals: &Globals,
+    told: &Told,
+) -> Result<Arc<World>> {
+    let text = recipe.source().text().to_owned();
+    let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
+    let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
+    world.lock = locked;
+    let world = Arc::new(world);
+    let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
+    held.keep_recipe(&text)?;
+    world.machines.blueprint().keep(held)?;
+    let options = engine::Options { command: command_line(), ..engine::Options::default() };
+    let journal = held.journal()?;
+    let summary = engine::run(&plan, options, journal, told.feed.clone(), told.cancel()).await;
+    summary.into_result()?;
+    Ok(world)
+}
+
+/// Returns how the guests are reached now, for the person who waited for them.
+fn reached(world: &World, lab: &Lab) -> String {
+    let blueprint: &Blueprint = world.machines.blueprint();
+    let enterable = blueprint.machines.iter().filter(|machine| machine.login.is_some());
+    let mut lines = String::new();
+    for machine in enterable {
+        lines.push_str(&format!("nestlab ssh {} --lab {}\n", machine.name, lab.name()));
+    }
+    lines
+}
