@@ -20,6 +20,9 @@ const REMOVED: &str = ".removed-";
 /// The name of the recipe in the lab's directory.
 pub(super) const RECIPE: &str = "recipe.toml";
 
+/// What the names of a lab's VMs begin with on their host.
+pub(super) const VM_PREFIX: &str = "nestlab-";
+
 /// All labs of one state directory.
 #[derive(Debug, Clone)]
 pub struct Labs {
@@ -217,6 +220,11 @@ impl Lab {
     /// Returns the folder of the guest `guest` on this machine: disk, sockets, serial log.
     pub fn guest_directory(&self, guest: &str) -> Utf8PathBuf {
         self.disks().join(guest)
+    }
+
+    /// Returns the name of the VM of `guest` on its host, such as `nestlab-demo-l1`.
+    pub fn vm_name(&self, guest: &str) -> String {
+        format!("{VM_PREFIX}{}-{guest}", self.name)
     }
 
     /// Returns the lab's SSH keys; each is made when it is first asked for.

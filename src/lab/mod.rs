@@ -11,14 +11,18 @@
 //! | [`resources`] | what exists because of this lab, from the journal |
 //! | [`reservations`] | names and ports that no other lab may take |
 //! | [`status`] | the last known state, from the journal |
+//! | [`bundle`] | what helps to understand a failure, in one archive without secrets |
+//! | [`leftovers`] | what labs left behind that nobody works on any more |
 //!
 //! This module must not know how guests are run or a plan is made.
 
+pub mod bundle;
 pub mod directory;
 pub mod journal;
 pub mod keys;
 pub mod known_hosts;
 pub mod ledger;
+pub mod leftovers;
 pub mod lock;
 pub mod private;
 pub mod record;

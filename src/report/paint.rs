@@ -64,43 +64,18 @@ impl Paint {
     pub fn faint(self, text: impl Display) -> String {
         self.paint(text, console::Style::new().dim())
     }
-
-    /// Returns the whole report of `error` for standard error; what it quotes was made safe before.
-    pub fn report(self, error: &crate::Error) -> String {
-        let report = error.report();
-        if !self.0 {
-            return report;
-        }
-        let lines = report.lines().enumerate().map(|(number, line)| {
-            let labelled = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '));
-            match (number, line.split_once(':'), labelled) {
-                (0, Some((label, rest)), _) => format!("{}:{rest}", self.bad(label)),
-                (_, Some((label, rest)), Some(_)) => {
-                    format!("{}{rest}", self.faint(format!("{label}:")))
-                }
-                _ => line.to_owned(),
-            }
-        });
-        lines.collect::<Vec<_>>().join("\n")
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
-    fn without_colors_a_report_is_what_the_error_says() {
-        let error = Error::failed("no").on("l1").tail(b"  x: y\n").hint("do: this");
-        assert_eq!(Paint::new(false).report(&error), error.report());
-    }
-
-    #[test]
-    fn with_colors_a_report_says_the_same() {
-        let error = Error::failed("no").on("l1").tail(b"  x: y\n").hint("do: this");
-        let report = Paint::new(true).report(&error);
-        assert!(report.starts_with('\x1b'), "{report:?}");
-        assert_eq!(console::strip_ansi_codes(&report), error.report());
+    fn a_pipe_gets_colors_only_when_they_are_asked_for() {
+        assert_eq!(Color::Auto.paint(false).good("x"), "x");
+        assert_eq!(Color::Never.paint(true).good("x"), "x");
+        let colored = Color::Always.paint(false).good("x");
+        assert_ne!(colored, "x");
+        assert_eq!(console::strip_ansi_codes(&colored), "x");
     }
 }

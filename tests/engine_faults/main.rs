@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{Running, Signals};
@@ -95,6 +96,20 @@ fn a_destroy_that_was_killed_at_any_point_is_finished_by_the_next() {
         bench.destroy_and_see_nothing_left(&bench.before);
     }
     assert!(faults >= 25, "only {faults} points in a destroy");
+}
+
+#[test]
+fn a_closed_terminal_does_not_end_a_run() {
+    let bench = Bench::new();
+    let mut faulty = bench.child("wait", None);
+    let pid = rustix::process::Pid::from_child(&faulty.child);
+    let mut told = BufReader::new(faulty.child.stderr.take().expect("was asked for")).lines();
+    let mut next = || told.next().expect("says something").expect("UTF-8");
+    assert_eq!(next(), "waiting");
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it is there");
+    assert!(next().contains("the terminal is gone; the run goes on"));
+    std::fs::write(bench.root.join("go"), "").expect("writes");
+    assert!(faulty.child.wait().expect("waits").success());
 }
 
 /// Runs a fresh chain with the fault at each point in turn, until a run passes fewer points than
@@ -217,6 +232,19 @@ impl Faulty {
     }
 }
 
+/// Listens for signals as `up` does; what the user is told goes to standard error.
+fn listen() -> nestlab::Result<(Feed, Signals)> {
+    let feed = Feed::new(|event| {
+        if let Event::Notice { text, .. } = event {
+            eprintln!("{text}");
+        }
+    });
+    let running = Running::default();
+    let feed = running.watch(feed);
+    let signals = Signals::listen(feed.clone(), running, || {})?;
+    Ok((feed, signals))
+}
+
 /// What the child does; it does not return.
 fn act(directory: &Utf8Path, act: &str) -> ! {
     let chain = Chain::in_directory(directory);
@@ -224,15 +252,16 @@ fn act(directory: &Utf8Path, act: &str) -> ! {
     let result = runtime.block_on(async {
         match act {
             "up" => {
-                let feed = Feed::new(|event| {
-                    if let Event::Notice { text, .. } = event {
-                        eprintln!("{text}");
-                    }
-                });
-                let running = Running::default();
-                let feed = running.watch(feed);
-                let signals = Signals::listen(feed.clone(), running, || {})?;
+                let (feed, signals) = listen()?;
                 chain.up(feed, signals.cancel()).await.map(drop)
+            }
+            "wait" => {
+                let (_, signals) = listen()?;
+                eprintln!("waiting");
+                while !directory.join("go").exists() && !signals.cancel().is_cancelled() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(())
             }
             "destroy" => chain.destroy().await,
             other => panic!("what is {other}?"),
