@@ -594,3 +594,44 @@ fn a_file_is_verified_offline_with_what_lies_beside_it() {
     assert_eq!(verify(&["--key", key.as_str()]).status.code(), Some(4));
     assert_eq!(place.publisher.server.requests().len(), before, "it was offline");
 }
+
+#[test]
+fn https_needs_a_trusted_certificate_and_never_falls_back_to_http() {
+    let home = tempfile::tempdir().expect("a folder");
+    let (publisher, certificate) = Publisher::start_tls();
+    let release = publisher.publish_raw("18.2.1.9", noise(100_000));
+    let manifest = home.path().join("image.toml");
+    fs_err::write(&manifest, publisher.manifest_toml(&release)).expect("writes");
+    let trusted = home.path().join("certificate.pem");
+    fs_err::write(&trusted, certificate).expect("writes");
+    let other = home.path().join("other.pem");
+    fs_err::write(&other, publisher::server::Server::start_tls().1).expect("writes");
+    let fetch = |certificate: &std::path::Path| {
+        let mut command = assert_cmd::Command::cargo_bin("nestlab").expect("built");
+        command
+            .env_clear()
+            .env("HOME", home.path())
+            .env("SSL_CERT_FILE", certificate)
+            .args(["image", "fetch"])
+            .arg(&manifest);
+        command.output().expect("runs")
+    };
+    let output = fetch(&other);
+    assert_eq!(output.status.code(), Some(5), "the certificate is nobody's: {output:?}");
+
+    let plain = publisher::server::Server::start();
+    plain.serve("/image", release.bytes.clone());
+    let location = format!("{}/image", plain.url());
+    publisher.server.answer(&release.path, move |_| {
+        Answer::new(302, *b"").header("location", location.clone())
+    });
+    let output = fetch(&trusted);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("redirected from HTTPS"), "{told}");
+    assert!(plain.requests().is_empty(), "nobody asked over plain HTTP");
+
+    publisher.server.serve(&release.path, release.bytes.clone());
+    let output = fetch(&trusted);
+    assert!(output.status.success(), "{output:?}");
+}

@@ -142,7 +142,7 @@ fn plain_version(answer: &[u8]) -> Option<Version> {
     let plain = |part: &&str| {
         !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit())
     };
-    if (2..=6).contains(&parts.len()) && parts.iter().all(|part| plain(part)) {
+    if (2..=6).contains(&parts.len()) && parts.iter().all(plain) {
         first.parse().ok()
     } else {
         None

@@ -57,8 +57,17 @@ impl Release {
 impl Publisher {
     /// Starts a publisher with new keys.
     pub fn start() -> Self {
-        let publisher =
-            Publisher { server: Server::start(), pgp: PgpKey::new(), signify: SignifyKey::new() };
+        Self::on(Server::start())
+    }
+
+    /// Starts a publisher with new keys that speaks HTTPS, and returns it with its certificate.
+    pub fn start_tls() -> (Self, String) {
+        let (server, certificate) = Server::start_tls();
+        (Self::on(server), certificate)
+    }
+
+    fn on(server: Server) -> Self {
+        let publisher = Publisher { server, pgp: PgpKey::new(), signify: SignifyKey::new() };
         publisher.server.serve("/keys/derivative.asc", publisher.pgp.file());
         publisher
     }

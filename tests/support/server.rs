@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 server on loopback that serves files well, or misbehaves exactly as told.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -66,8 +66,13 @@ impl Answer {
 
 type Handler = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;
 
+/// A connection, plain or TLS.
+trait Connection: Read + Write + Send {}
+impl<T: Read + Write + Send> Connection for T {}
+
 /// A running server; it ends when it is dropped.
 pub struct Server {
+    scheme: &'static str,
     address: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -83,6 +88,33 @@ struct Shared {
 impl Server {
     /// Starts a server on a free port of 127.0.0.1 that answers 404 to everything.
     pub fn start() -> Self {
+        Self::listen("http", |stream| Box::new(stream))
+    }
+
+    /// Starts a server that speaks TLS, and returns it with its certificate in PEM form; nobody trusts
+    /// that who is not told to.
+    pub fn start_tls() -> (Self, String) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("made");
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .expect("a certificate and its key");
+        let config = Arc::new(config);
+        let server = Self::listen("https", move |stream| {
+            let tls = rustls::ServerConnection::new(config.clone()).expect("a session");
+            Box::new(rustls::StreamOwned::new(tls, stream))
+        });
+        (server, made.cert.pem())
+    }
+
+    fn listen(
+        scheme: &'static str,
+        open: impl Fn(TcpStream) -> Box<dyn Connection> + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared::default());
@@ -94,17 +126,18 @@ impl Server {
                 }
                 let shared = for_thread.clone();
                 if let Ok(stream) = stream {
+                    let stream = open(stream);
                     // A client that goes away in the middle ends only its own thread.
                     std::thread::spawn(move || shared.serve(stream));
                 }
             }
         });
-        Server { address, shared, thread: Some(thread) }
+        Server { scheme, address, shared, thread: Some(thread) }
     }
 
     /// The server's address, such as `http://127.0.0.1:1234`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// The server's socket address.
@@ -181,46 +214,47 @@ pub fn good(request: &Request, body: &Arc<[u8]>) -> Answer {
 }
 
 impl Shared {
-    fn serve(&self, stream: TcpStream) -> Option<()> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut writer = stream;
+    fn serve(&self, mut stream: Box<dyn Connection>) -> Option<()> {
         loop {
-            let request = self.read(&mut reader)?;
+            let request = self.read(&mut stream)?;
             let handler =
                 self.handlers.lock().expect("no handler panicked").get(&request.path).cloned();
             let answer = match handler {
                 Some(handler) => handler(&request),
                 None => Answer::new(404, *b"not here\n"),
             };
-            self.write(&mut writer, &answer)?;
+            self.write(&mut stream, &answer)?;
         }
     }
 
-    fn read(&self, reader: &mut BufReader<TcpStream>) -> Option<Request> {
-        let mut line = String::new();
-        reader.by_ref().take(16 * 1024).read_line(&mut line).ok()?;
-        let target = line.split_whitespace().nth(1)?;
+    fn read(&self, stream: &mut dyn Connection) -> Option<Request> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).ok()?;
+            head.push(byte[0]);
+            (head.len() < 64 * 1024).then_some(())?;
+        }
+        let head = String::from_utf8(head).ok()?;
+        let mut lines = head.lines();
+        let target = lines.next()?.split_whitespace().nth(1)?;
         // A proxy's client names the whole address.
         let path = target
             .strip_prefix("http://")
             .map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
-        let path = path.to_owned();
-        let mut headers = BTreeMap::new();
-        loop {
-            let mut line = String::new();
-            reader.by_ref().take(16 * 1024).read_line(&mut line).ok()?;
-            let Some((name, value)) = line.trim_end().split_once(':') else { break };
-            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-        }
+        let headers = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
         let mut log = self.log.lock().expect("no handler panicked");
         let earlier = log.iter().filter(|request| request.path == path).count();
-        let request = Request { path, headers, earlier };
+        let request = Request { path: path.to_owned(), headers, earlier };
         log.push(request.clone());
         Some(request)
     }
 
     /// Sends an answer; `None` ends the connection.
-    fn write(&self, stream: &mut TcpStream, answer: &Answer) -> Option<()> {
+    fn write(&self, stream: &mut dyn Connection, answer: &Answer) -> Option<()> {
         let mut head = format!("HTTP/1.1 {} Answer\r\n", answer.status);
         for (name, value) in &answer.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -234,6 +268,7 @@ impl Shared {
         }
         head.push_str("\r\n");
         stream.write_all(head.as_bytes()).ok()?;
+        stream.flush().ok()?;
         match answer.pace {
             Pace::Whole => stream.write_all(&answer.body).ok()?,
             Pace::DropAfter(count) => {
@@ -249,6 +284,7 @@ impl Shared {
             Pace::Trickle(pause) => {
                 for byte in answer.body.iter() {
                     stream.write_all(&[*byte]).ok()?;
+                    stream.flush().ok()?;
                     if self.over.load(Ordering::SeqCst) {
                         return None;
                     }
@@ -256,6 +292,7 @@ impl Shared {
                 }
             }
         }
+        stream.flush().ok()?;
         (!own_length).then_some(())
     }
 }

@@ -88,7 +88,7 @@ pub async fn fetch(
     }
     let client = Client::new(download.allow_http, options)?;
     let job = Job { manifest, download, store, options, client, feed, cancel };
-    job.from_any_mirror(partial).await
+    job.try_mirrors(partial).await
 }
 
 /// Looks an image up on a thread that may block.
@@ -123,11 +123,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn from_any_mirror(&self, mut partial: Partial) -> Result<VerifiedImage> {
+    async fn try_mirrors(&self, mut partial: Partial) -> Result<VerifiedImage> {
         let mut failures: Vec<Error> = Vec::new();
         for template in &self.download.urls {
             let (url, file) = template.image_url(self.manifest.version())?;
-            match self.from_mirror(&url, &file, &mut partial).await {
+            match self.try_mirror(&url, &file, &mut partial).await {
                 Ok(proven) => return self.adopt(partial, &url, file, proven).await,
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(Trouble::Retry(error) | Trouble::NextMirror(error)) => {
@@ -157,7 +157,7 @@ impl Job<'_> {
         }
     }
 
-    async fn from_mirror(
+    async fn try_mirror(
         &self,
         url: &Url,
         file: &str,

@@ -127,7 +127,7 @@ fn checked(mut raw: RawManifest, base: &Base<'_>) -> Checked<Parts> {
     let guest = raw.guest.take().map_or(Ok(GuestTable::default()), guest)?;
     let source = match raw.build.take() {
         Some(table) => Source::Build(build(table, &raw, base)?),
-        None => Source::Download(download(&raw, base)?),
+        None => Source::Download(Box::new(download(&raw, base)?)),
     };
     Ok((raw.name, raw.version.map(Spanned::into_inner), source, guest, spans))
 }

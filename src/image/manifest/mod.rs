@@ -112,7 +112,7 @@ impl fmt::Display for Origin {
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// It is downloaded, and proven.
-    Download(Download),
+    Download(Box<Download>),
     /// It is built here from the Debian archive, whose signature is the proof.
     Build(BuildTable),
 }

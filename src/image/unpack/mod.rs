@@ -147,7 +147,7 @@ struct Out<'a, H> {
 impl<H: Holes> Out<'_, H> {
     /// Puts one piece, unless it is all zeros.
     fn put(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        const ZEROS: [u8; PIECE] = [0; PIECE];
+        static ZEROS: [u8; PIECE] = [0; PIECE];
         let end = at.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > self.limits.bytes) {
             return Err(Error::new(
