@@ -11,7 +11,7 @@ use nestlab::Kind;
 use nestlab::event::{Event, Feed, Progress};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget};
 use nestlab::host::{Command, Exit, HostRef, StreamAddress};
-use sshd::{Sshd, is_alive, until};
+use sshd::{Sshd, is_alive, kill_group, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 fn shell(script: &str) -> Command {
@@ -174,8 +174,8 @@ async fn a_connection_cut_under_a_command_is_never_a_success_and_the_next_call_c
     let sshd = Sshd::start(&[]);
     let host = sshd.host();
     let started = sshd.path("started");
-    let script = format!("touch {started}; sleep 1000");
-    let command = shell(&script);
+    let command =
+        shell(&format!("echo $$ > {started}.part; mv {started}.part {started}; sleep 1000"));
     let running = host.run(&command);
     let cutting = async {
         until(|| started.exists()).await;
@@ -185,6 +185,22 @@ async fn a_connection_cut_under_a_command_is_never_a_success_and_the_next_call_c
     let error = ended.unwrap_err();
     assert_eq!((error.kind(), error.host()), (Kind::Unreachable, Some("guest")), "{error:?}");
     assert_eq!(host.check(&shell("echo back")).await.unwrap().text(), "back\n");
+    kill_group(sshd.read("started").trim().parse().unwrap());
+}
+
+#[tokio::test]
+async fn a_talkative_login_shell_does_not_get_into_a_commands_output() {
+    let sshd =
+        Sshd::start(&[r#"ForceCommand echo hello; echo hello >&2; eval "$SSH_ORIGINAL_COMMAND""#]);
+    let output = sshd.host().check(&shell("echo out; echo err >&2")).await.unwrap();
+    assert_eq!((output.text().as_str(), output.error_text().as_str()), ("out\n", "err\n"));
+}
+
+#[tokio::test]
+async fn an_account_without_a_shell_is_told_with_what_it_says() {
+    let sshd = Sshd::start(&["ForceCommand echo this account is not available; exit 1"]);
+    let error = sshd.host().check(&Command::new("true")).await.unwrap_err();
+    assert_eq!(error.output_tail(), Some("this account is not available"));
 }
 
 #[tokio::test]

@@ -150,10 +150,17 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 }
 
 /// Kills one process.
-pub(crate) fn kill(pid: u32) {
+fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().expect("a pid")).expect("not 0");
     // It may have ended by itself.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Kills a process group that was left to itself.
+pub(crate) fn kill_group(leader: u32) {
+    let leader = rustix::process::Pid::from_raw(leader.try_into().expect("a pid")).expect("not 0");
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
 }
 
 fn keygen(path: &std::path::Path) {

@@ -1,5 +1,6 @@
 //! A command on the other side: how it is started there, followed, and ended.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -18,10 +19,11 @@ const CHUNK: usize = 64 << 10;
 const LONGEST: usize = 32 << 10;
 
 /// Sets the environment, says under which process id the command runs (the server has made it the
-/// leader of a process group), and becomes it. `$0` is a word that nothing else says.
+/// leader of a process group), and becomes it. `$0` is a word that nothing else says; it comes on both
+/// outputs, since what is written before it is a talkative login shell's and not the command's.
 const START: &str = r#"while [ "$1" != -- ]; do export "$1"; shift; done; shift
 command -v -- "$1" >/dev/null 2>&1 || { echo "$0 missing" >&2; exit 127; }
-echo "$0 $$" >&2
+echo "$0 $$"; echo "$0 $$" >&2
 exec "$@""#;
 
 /// Ends a process group: asks, and kills what is left after two seconds.
@@ -69,14 +71,20 @@ impl Start {
 /// A started command. Dropped before it has ended, it is ended on the other side too.
 pub(super) struct Process {
     held: Option<Held>,
-    prologue: Prologue,
+    out: Prologue,
+    err: Prologue,
     elevated: bool,
 }
 
 impl Process {
     /// Returns what runs in a channel that was opened for `start`.
     pub(super) fn started(held: Held, start: Start) -> Self {
-        Process { held: Some(held), prologue: Prologue::new(start.word), elevated: start.elevated }
+        Process {
+            held: Some(held),
+            out: Prologue::new(start.word.clone()),
+            err: Prologue::new(start.word),
+            elevated: start.elevated,
+        }
     }
 
     /// Gives it `input`, passes on what it writes, and returns how it ended.
@@ -87,7 +95,7 @@ impl Process {
         on_output: OnOutput<'_>,
     ) -> Result<Exit> {
         match self.pump(command.silence_limit(), input, on_output).await {
-            Ok(_) if self.prologue.is_missing => {
+            Ok(_) if self.err.is_missing => {
                 self.held = None;
                 Err(program::missing(&command.argv()[0]))
             }
@@ -97,7 +105,7 @@ impl Process {
             }
             Err(Stopped::Silent(limit)) => {
                 if let Some(held) = self.held.take() {
-                    end(held, self.prologue.clone(), self.elevated).await;
+                    end(held, self.err.clone(), self.elevated).await;
                 }
                 Err(command::silent(command, limit))
             }
@@ -140,18 +148,17 @@ impl Process {
                     return Err(Stopped::Silent(limit.unwrap_or_default()));
                 }
             };
+            let visible = match stream {
+                StdStream::Out => self.out.strip(&out_buffer[..read]),
+                StdStream::Err => self.err.strip(&err_buffer[..read]),
+            };
+            if !visible.is_empty() {
+                on_output(stream, &visible);
+            }
             match stream {
-                StdStream::Out if read == 0 => out_ended = true,
-                StdStream::Out => on_output(stream, &out_buffer[..read]),
-                StdStream::Err => {
-                    let visible = self.prologue.strip(&err_buffer[..read]);
-                    if !visible.is_empty() {
-                        on_output(stream, &visible);
-                    }
-                    if read == 0 {
-                        held.error = None;
-                    }
-                }
+                StdStream::Out => out_ended = read == 0,
+                StdStream::Err if read == 0 => held.error = None,
+                StdStream::Err => {}
             }
             if let Some(limit) = limit {
                 silence.as_mut().reset(tokio::time::Instant::now() + limit);
@@ -165,7 +172,7 @@ impl Drop for Process {
         let Some(held) = self.held.take() else { return };
         // Without a runtime nestlab itself is ending, and closing the channel has to do.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(end(held, self.prologue.clone(), self.elevated));
+            runtime.spawn(end(held, self.err.clone(), self.elevated));
         }
     }
 }
@@ -245,12 +252,11 @@ async fn feed(to: &mut (impl AsyncWrite + Unpin), input: impl AsyncRead) -> std:
     }
 }
 
-/// What a started command announces on standard error ahead of its own words: its process id, or that
-/// there is no such program. Taken out of what the caller sees.
+/// What comes on an output ahead of a command's own words: whatever the login shell says, and the
+/// announcement of the command's process id, or that there is no such program.
 #[derive(Clone)]
 struct Prologue {
     word: String,
-    /// What came so far; the user's shell may say things of its own before.
     held: Vec<u8>,
     is_over: bool,
     is_missing: bool,
@@ -262,27 +268,30 @@ impl Prologue {
         Prologue { word, held: Vec::new(), is_over: false, is_missing: false, pid: None }
     }
 
-    /// Returns what of `bytes` and of what was held back is for the caller; no bytes mean the end.
-    fn strip(&mut self, bytes: &[u8]) -> Vec<u8> {
+    /// Returns what of `bytes` is the command's; no bytes mean the end. If no announcement came, then
+    /// what the login shell said is why, and is returned in the end.
+    fn strip<'a>(&mut self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         if self.is_over {
-            return bytes.to_vec();
+            return bytes.into();
         }
         self.held.extend_from_slice(bytes);
         let word = self.word.as_bytes();
-        let start = self.held.windows(word.len()).position(|window| window == word);
-        let end = start.and_then(|start| {
-            Some((start, start + self.held[start..].iter().position(|&b| b == b'\n')?))
+        let found = self.held.windows(word.len()).position(|window| window == word);
+        let found = found.and_then(|start| {
+            let length = self.held[start..].iter().position(|&b| b == b'\n')?;
+            Some((start + word.len(), start + length))
         });
-        if let Some((start, end)) = end {
-            let said = String::from_utf8_lossy(&self.held[start + word.len()..end]);
+        if let Some((start, end)) = found {
+            let said = String::from_utf8_lossy(&self.held[start..end]);
             self.is_missing = said.trim() == "missing";
             self.pid = said.trim().parse().ok();
-            self.held.drain(start..=end);
+            self.held.drain(..=end);
             self.is_over = true;
         }
-        // A shell that says this much before the command is started will not announce it either.
-        self.is_over |= bytes.is_empty() || self.held.len() > CHUNK;
-        if self.is_over { std::mem::take(&mut self.held) } else { Vec::new() }
+        self.is_over |= bytes.is_empty();
+        // However much a login shell says, the announcement is at the end.
+        self.held.drain(..self.held.len().saturating_sub(CHUNK) * usize::from(!self.is_over));
+        if self.is_over { std::mem::take(&mut self.held).into() } else { Cow::default() }
     }
 }
 
@@ -291,20 +300,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_announcement_is_found_among_what_a_shell_says_and_taken_out() {
+    fn what_a_login_shell_says_before_the_announcement_is_not_the_commands() {
         let mut prologue = Prologue::new("W0RD".to_owned());
         assert!(prologue.strip(b"motd\nW0").is_empty());
         assert!(prologue.strip(b"RD 12").is_empty());
-        assert_eq!(prologue.strip(b"34\nerror: ").as_slice(), b"motd\nerror: ");
+        assert_eq!(prologue.strip(b"34\nerror: ").as_ref(), b"error: ");
         assert_eq!(prologue.pid, Some(1234));
-        assert_eq!(prologue.strip(b"W0RD 9\n").as_slice(), b"W0RD 9\n");
+        assert_eq!(prologue.strip(b"W0RD 9\n").as_ref(), b"W0RD 9\n");
     }
 
     #[test]
-    fn what_comes_without_an_announcement_is_not_lost() {
+    fn a_flood_of_greetings_is_bounded_and_the_announcement_found_all_the_same() {
+        let mut prologue = Prologue::new("W0RD".to_owned());
+        for _ in 0..100 {
+            assert!(prologue.strip(&[b'x'; 4096]).is_empty());
+            assert!(prologue.held.len() <= CHUNK);
+        }
+        assert_eq!(prologue.strip(b"W0RD 7\nout").as_ref(), b"out");
+    }
+
+    #[test]
+    fn what_comes_without_an_announcement_tells_why_and_is_not_lost() {
         let mut prologue = Prologue::new("W0RD".to_owned());
         assert!(prologue.strip(b"no shell for you").is_empty());
-        assert_eq!(prologue.strip(b"").as_slice(), b"no shell for you");
+        assert_eq!(prologue.strip(b"").as_ref(), b"no shell for you");
         assert_eq!(prologue.pid, None);
     }
 }
