@@ -3,13 +3,14 @@
 #[path = "support/sshd.rs"]
 mod sshd;
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nestlab::Kind;
 use nestlab::event::{Event, Feed, Progress};
-use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget};
+use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, Exit, HostRef, StreamAddress};
 use sshd::{Sshd, is_alive, kill_group, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -240,7 +241,7 @@ async fn a_dropped_command_is_ended_on_the_other_side_with_its_children() {
 async fn silence_beyond_the_limit_ends_the_command_on_the_other_side() {
     let sshd = Sshd::start(&[]);
     let command = shell("echo $$; trap '' TERM; while :; do sleep 1000; done");
-    let command = command.silence(Duration::from_millis(500));
+    let command = command.silence(Duration::from_secs(2));
     let mut said = Vec::new();
     let error = sshd
         .host()
@@ -392,4 +393,115 @@ async fn echo(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
 fn names(sshd: &Sshd) -> Vec<String> {
     let entries = std::fs::read_dir(sshd.path("")).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn keys_are_renegotiated_again_and_again_under_traffic_in_both_directions() {
+    let sshd = Sshd::start(&["RekeyLimit 256K", "LogLevel DEBUG1"]);
+    let host = sshd.host();
+    let input: Vec<u8> = (0..4 << 20).map(|i: u32| (i % 241) as u8).collect();
+    let cats = (0..6).map(|_| {
+        let (host, input) = (host.clone(), input.clone());
+        async move { host.check(&Command::new("cat").stdin(input)).await.unwrap().stdout }
+    });
+    for output in futures::future::join_all(cats).await {
+        assert!(output == input);
+    }
+    let log = sshd.read("log");
+    assert!(log.matches("rekeying in").count() > 50, "{log}");
+}
+
+#[tokio::test]
+async fn a_session_that_idles_answers_the_servers_keepalives_and_stays() {
+    let sshd = Sshd::start(&["ClientAliveInterval 1", "ClientAliveCountMax 2", "LogLevel DEBUG3"]);
+    let host = sshd.host();
+    host.check(&Command::new("true")).await.unwrap();
+    // SSH_MSG_GLOBAL_REQUEST; it would hang up after two that were not answered.
+    until(|| sshd.read("log").matches("send packet: type 80").count() >= 5).await;
+    host.check(&Command::new("true")).await.unwrap();
+    assert_eq!(sshd.read("log").matches("Accepted publickey").count(), 1);
+}
+
+/// What a server does instead of speaking SSH.
+type Misbehave = fn(std::net::TcpStream);
+
+#[tokio::test]
+async fn a_server_that_misbehaves_costs_one_clear_error() {
+    let silence: Misbehave = |mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink()));
+    let garbage: Misbehave = |stream| repeat(stream, b"", b"\x00\xff\x1b]0;owned\x07\n");
+    let lines: Misbehave = |stream| repeat(stream, b"", b"hello\r\n");
+    let banner: Misbehave = |stream| repeat(stream, b"SSH-2.0-", b"xxxxxxxx");
+    let web: Misbehave =
+        |mut stream| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    let after: Misbehave =
+        |stream| repeat(stream, b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00\x00\x00\x0c\x0a\x02");
+    let hangs_up: Misbehave = |mut stream| stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+    let deaf: Misbehave = |mut stream| {
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+        drop(std::io::copy(&mut stream, &mut std::io::sink()));
+    };
+    let sshd = Sshd::start(&[]);
+    let all = [silence, garbage, lines, banner, web, after, hangs_up, deaf];
+    let attempts = all.into_iter().map(|misbehave| {
+        let via = Via::Tcp { host: "127.0.0.1".to_owned(), port: serve(misbehave) };
+        let host: HostRef = Arc::new(Ssh::new(SshTarget { via, ..sshd.target() }));
+        async move { host.run(&Command::new("true")).await.unwrap_err() }
+    });
+    for error in futures::future::join_all(attempts).await {
+        assert_eq!((error.kind(), error.host()), (Kind::Unreachable, Some("guest")), "{error:?}");
+        let report = error.report();
+        assert!(!report.contains('\x1b') && report.len() < 1000, "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_well_formed_packets_before_authentication_ends() {
+    // SSH_MSG_IGNORE in the clear: packet length, padding length, message 2, an empty string, padding.
+    let ignore = [0, 0, 0, 12, 6, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let flood: Misbehave = |stream| {
+        repeat(
+            stream,
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            &[0, 0, 0, 12, 6, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        );
+    };
+    assert_eq!(ignore.len(), 16);
+    let sshd = Sshd::start(&[]);
+    let via = Via::Tcp { host: "127.0.0.1".to_owned(), port: serve(flood) };
+    let host: HostRef = Arc::new(Ssh::new(SshTarget { via, ..sshd.target() }));
+    let error = host.run(&Command::new("true")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_banner_is_waited_for_and_only_a_banner_counts() {
+    let sshd = Sshd::start(&[]);
+    let banner = sshd.ssh().probe().await.unwrap();
+    assert!(banner.starts_with("SSH-2.0-OpenSSH"), "{banner}");
+    let closes: Misbehave = drop;
+    let via = Via::Tcp { host: "127.0.0.1".to_owned(), port: serve(closes) };
+    let error = Ssh::new(SshTarget { via, ..sshd.target() }).probe().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
+}
+
+/// Serves every connection to a free port with `misbehave`, and returns the port.
+fn serve(misbehave: Misbehave) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            std::thread::spawn(move || misbehave(stream));
+        }
+    });
+    port
+}
+
+/// Says `first`, and then `again` for as long as somebody listens.
+fn repeat(mut stream: std::net::TcpStream, first: &[u8], again: &[u8]) {
+    let many = again.repeat(1000);
+    let mut said = stream.write_all(first);
+    while said.is_ok() {
+        said = stream.write_all(&many);
+    }
 }

@@ -183,10 +183,13 @@ fn spawn(directory: &tempfile::TempDir, port: u16, options: &[String]) -> Option
     let config = format!(
         "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
          StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
-         LogLevel VERBOSE\nAcceptEnv LC_*\n{}\n",
+         {}\nLogLevel VERBOSE\nSetEnv HOME={}\n",
         path("host"),
         path("authorized"),
-        options.join("\n")
+        // Before the defaults: the first of two lines counts.
+        options.join("\n"),
+        // The login shell's start-up files of whoever runs the tests are not part of them.
+        directory.path().display()
     );
     std::fs::write(path("config"), config).expect("written");
     let mut child = Command::new("/usr/sbin/sshd")

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
-use super::actor::{Login, NotConnected};
+use super::actor::{Again, Login, NotConnected};
 use super::connection::Connection;
 use super::{SshTarget, Via, wire};
 use crate::error::{Error, Kind, Result};
@@ -29,30 +29,35 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) async fn connect(target: &SshTarget) -> Result<Arc<Connection>> {
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let mut any_host_key = false;
     loop {
-        let failed = match attempt(target).await {
+        let failed = match attempt(target, any_host_key).await {
             Ok(connection) => return Ok(connection),
             Err(failed) => failed,
         };
-        if !failed.transient || started.elapsed() + pause > target.patience.limit(TRY_AGAIN) {
-            return Err(failed.error.context(format!("no SSH session with {}", target.name)));
+        let patient = started.elapsed() + pause <= target.patience.limit(TRY_AGAIN);
+        match failed.again {
+            Again::WithAnyHostKey => any_host_key = true,
+            Again::Later if patient => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            _ => return Err(failed.error.context(format!("no SSH session with {}", target.name))),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-async fn attempt(target: &SshTarget) -> Result<Arc<Connection>, NotConnected> {
-    let permanent = |error| NotConnected { error, transient: false };
+async fn attempt(target: &SshTarget, any_host_key: bool) -> Result<Arc<Connection>, NotConnected> {
     let login = Login {
         user: target.user.clone(),
-        credential: target.key.load().map_err(permanent)?,
+        credential: target.key.load().map_err(NotConnected::for_good)?,
         policy: target.host_key.clone(),
         known_as: match &target.via {
             Via::Tcp { host, port } => (host.clone(), *port),
             // The same 127.0.0.1 and port mean another machine at every level.
             Via::Through(..) => (target.name.clone(), 22),
         },
+        any_host_key,
         patience: target.patience,
     };
     let outer = socket(way(target).await?).map_err(local)?;
@@ -97,18 +102,19 @@ async fn way(target: &SshTarget) -> Result<Way, NotConnected> {
         Via::Tcp { host, port } => {
             tcp(host, *port, target.patience.limit(ACCEPT)).await.map(Way::Tcp)
         }
-        Via::Through(host, address) => host
-            .open_stream(address)
-            .await
-            .map(Way::Through)
-            .map_err(|error| NotConnected { transient: error.kind() == Kind::Unreachable, error }),
+        Via::Through(host, address) => {
+            host.open_stream(address).await.map(Way::Through).map_err(|error| match error.kind() {
+                Kind::Unreachable => NotConnected { error, again: Again::Later },
+                _ => NotConnected::for_good(error),
+            })
+        }
     }
 }
 
 async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotConnected> {
     let refused = |why: String| {
         let message = format!("cannot connect to {}:{port}: {why}", crate::event::printable(host));
-        NotConnected { error: Error::new(Kind::Unreachable, message), transient: true }
+        NotConnected::for_now(message)
     };
     match tokio::time::timeout(limit, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => {
@@ -143,5 +149,5 @@ fn socket(way: Way) -> std::io::Result<OwnedFd> {
 }
 
 fn local(error: std::io::Error) -> NotConnected {
-    NotConnected { error: error.into(), transient: false }
+    NotConnected::for_good(error.into())
 }

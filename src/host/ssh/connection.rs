@@ -27,10 +27,10 @@ pub(super) struct Connection {
 impl Connection {
     /// Establishes a session over `outer`.
     pub(super) async fn establish(outer: OwnedFd, login: Login) -> Result<Arc<Self>, NotConnected> {
-        let waker = Waker::new().map_err(|cause| NotConnected {
-            error: Error::new(Kind::Io, "no event descriptor could be made").because(cause),
-            transient: false,
-        })?;
+        let unusable = |what: &str, cause: std::io::Error| {
+            NotConnected::for_good(Error::new(Kind::Io, what).because(cause))
+        };
+        let waker = Waker::new().map_err(|cause| unusable("no event descriptor is left", cause))?;
         let (requests, inbox) = std::sync::mpsc::channel();
         let over = Arc::new(AtomicBool::new(false));
         // Made first: if this future is dropped, its drop ends the thread.
@@ -40,15 +40,9 @@ impl Connection {
         std::thread::Builder::new()
             .name("ssh".to_owned())
             .spawn(move || actor::run(outer, waker, inbox, login, ready, &over))
-            .map_err(|cause| NotConnected {
-                error: Error::new(Kind::Io, "no thread could be started").because(cause),
-                transient: false,
-            })?;
+            .map_err(|cause| unusable("no thread can be started", cause))?;
         established.await.unwrap_or_else(|_| {
-            Err(NotConnected {
-                error: Error::internal("the thread of an SSH session died"),
-                transient: false,
-            })
+            Err(NotConnected::for_good(Error::internal("the thread of an SSH session died")))
         })?;
         Ok(connection)
     }

@@ -205,15 +205,17 @@ impl Accepted {
         }
         match &self.learn {
             Some((file, name)) => learn(file, name, &shown),
-            None => Err(self.another(&format!("it shows the host key {}", shown.fingerprint()))),
+            None => Err(self.another(&shown)),
         }
     }
 
-    /// Returns the error for a server that has none of the accepted keys.
-    pub(super) fn another(&self, shows: &str) -> Error {
+    fn another(&self, shown: &HostKey) -> Error {
         let wanted: Vec<String> = self.keys.iter().map(HostKey::fingerprint).collect();
-        let wanted = wanted.join(" or ");
-        let message = format!("the server is not the one it should be: {shows}, not {wanted}");
+        let message = format!(
+            "the server is not the one it should be: it shows the host key {}, not {}",
+            shown.fingerprint(),
+            wanted.join(" or ")
+        );
         Error::new(Kind::Untrusted, message).hint(
             "another machine answers at this address, or someone is in between; nothing was sent to it",
         )

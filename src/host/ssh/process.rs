@@ -18,6 +18,9 @@ const CHUNK: usize = 64 << 10;
 /// The longest command line that is sent; libssh2 packs a request into one packet of 40000 bytes.
 const LONGEST: usize = 32 << 10;
 
+/// How long a login shell may take to start a command, if the command's own limit is not longer.
+const LOGIN: Duration = Duration::from_secs(60);
+
 /// Sets the environment, says under which process id the command runs (the server has made it the
 /// leader of a process group), and becomes it. `$0` is a word that nothing else says; it comes on both
 /// outputs, since what is written before it is a talkative login shell's and not the command's.
@@ -130,7 +133,8 @@ impl Process {
         tokio::pin!(feeding);
         let (mut fed, mut out_ended) = (false, false);
         let (mut out_buffer, mut err_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
-        let silence = tokio::time::sleep(limit.unwrap_or(Duration::MAX));
+        // Before the command itself runs, it is the login shell that is silent.
+        let silence = tokio::time::sleep(limit.map_or(Duration::MAX, |limit| limit.max(LOGIN)));
         tokio::pin!(silence);
         loop {
             let all_read = out_ended && held.error.is_none();
@@ -145,7 +149,8 @@ impl Process {
                 // A program may close its outputs and go on reading.
                 exit = held.ending.exit(), if all_read => return Ok(exit?),
                 () = &mut silence, if limit.is_some() => {
-                    return Err(Stopped::Silent(limit.unwrap_or_default()));
+                    let limit = limit.unwrap_or_default();
+                    return Err(Stopped::Silent(if self.err.is_over { limit } else { limit.max(LOGIN) }));
                 }
             };
             let visible = match stream {
@@ -160,7 +165,7 @@ impl Process {
                 StdStream::Err if read == 0 => held.error = None,
                 StdStream::Err => {}
             }
-            if let Some(limit) = limit {
+            if let Some(limit) = limit.filter(|_| self.err.is_over) {
                 silence.as_mut().reset(tokio::time::Instant::now() + limit);
             }
         }

@@ -1,6 +1,8 @@
 //! The one thread that owns a session: it alone calls libssh2, never blocks in it, and sleeps in `poll`
 //! until the server, a caller or a limit wants something.
 
+mod login;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -9,16 +11,17 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use ssh2::{Channel, MethodType, Session};
+use ssh2::{Channel, Session};
 use tokio::sync::oneshot;
 
 use super::channel::{Ask, Ends, Failure, Pump, is_again};
-use super::key::{Accepted, Credential};
 use super::wire::Wire;
-use crate::error::{Error, Kind, Result};
+pub(super) use login::{Again, Login, NotConnected};
+
+use crate::error::{Error, Result};
 use crate::host::{Patience, StreamAddress};
 
-/// How long the server may be silent while it identifies itself, negotiates, authenticates us, or
+/// How long the server may be silent while it identifies itself, negotiates, lets us in, or
 /// opens a channel. On bare metal each takes well under a second.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -27,9 +30,6 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// How long a server that was asked may be silent before it counts as dead.
 const DEAD: Duration = Duration::from_secs(30);
-
-/// What a server may send before it has authenticated us; a few KiB are usual.
-const BEFORE_AUTHENTICATION: u64 = 1 << 20;
 
 /// Wakes the actor from its `poll`.
 #[derive(Debug, Clone)]
@@ -72,35 +72,6 @@ pub(super) enum Request {
     Close,
 }
 
-/// Everything a session is established with.
-pub(super) struct Login {
-    pub(super) user: String,
-    pub(super) credential: Credential,
-    pub(super) policy: super::HostKeyPolicy,
-    /// The name and port by which the machine is known.
-    pub(super) known_as: (String, u16),
-    pub(super) patience: Patience,
-}
-
-/// A failed attempt at a session.
-pub(super) struct NotConnected {
-    pub(super) error: Error,
-    /// Whether it may go better in a moment.
-    pub(super) transient: bool,
-}
-
-impl NotConnected {
-    fn transient(message: String) -> Self {
-        NotConnected { error: Error::new(Kind::Unreachable, message), transient: true }
-    }
-
-    fn permanent(error: Error) -> Self {
-        NotConnected { error, transient: false }
-    }
-}
-
-type Connected<T> = std::result::Result<T, NotConnected>;
-
 /// Runs a session over `outer` until it ends. `ready` is told once it is established, or why not.
 ///
 /// `over` is set as soon as the session takes no more requests.
@@ -109,12 +80,12 @@ pub(super) fn run(
     waker: Waker,
     inbox: Receiver<Request>,
     login: Login,
-    ready: oneshot::Sender<Connected<()>>,
+    ready: oneshot::Sender<Result<(), NotConnected>>,
     over: &AtomicBool,
 ) {
     let mut actor = match Actor::new(outer, waker, inbox, login.patience) {
         Ok(actor) => actor,
-        Err(error) => return drop(ready.send(Err(NotConnected::permanent(error)))),
+        Err(error) => return drop(ready.send(Err(NotConnected::for_good(error)))),
     };
     let established = actor.establish(&login);
     let failed = established.is_err();
@@ -180,143 +151,6 @@ impl Actor {
         })
     }
 
-    /// Identifies, negotiates, compares the host key, and logs in.
-    fn establish(&mut self, login: &Login) -> Connected<()> {
-        let (name, port) = &login.known_as;
-        let accepted = login.policy.accepted(name, *port, &self.session);
-        let accepted = accepted.map_err(NotConnected::permanent)?;
-        self.identify()?;
-        self.negotiate(&accepted)?;
-        let (key, _) = self
-            .session
-            .host_key()
-            .ok_or_else(|| NotConnected::transient("the server showed no host key".to_owned()))?;
-        accepted.check(key).map_err(NotConnected::permanent)?;
-        self.log_in(login)
-    }
-
-    fn identify(&mut self) -> Connected<()> {
-        loop {
-            match self.wire.identify() {
-                Ok(true) => return Ok(()),
-                Ok(false) => self.wait_for_answer("identify itself")?,
-                Err(said) => {
-                    let error = Error::new(Kind::Unreachable, format!("no SSH server: {said}"))
-                        .hint("another program listens at this address");
-                    return Err(NotConnected::permanent(error));
-                }
-            }
-        }
-    }
-
-    fn negotiate(&mut self, accepted: &Accepted) -> Connected<()> {
-        if let Some(methods) = accepted.methods() {
-            self.session.method_pref(MethodType::HostKey, &methods).map_err(|cause| {
-                let message = format!("libssh2 knows none of the host-key methods {methods}");
-                NotConnected::permanent(Error::internal(message).because(cause))
-            })?;
-        }
-        self.answered("negotiate", |session| session.handshake()).map_err(|failed| match failed {
-            // LIBSSH2_ERROR_KEX_FAILURE: nothing in common, here for want of the pinned kind of key.
-            Broken::Refused(error) if is(&error, -5) && accepted.methods().is_some() => {
-                NotConnected::permanent(accepted.another("it has no host key of that kind"))
-            }
-            failed => failed.into_error("the key exchange failed"),
-        })
-    }
-
-    fn log_in(&mut self, login: &Login) -> Connected<()> {
-        let user = login.user.as_str();
-        let refused = |actor: &Actor, failed: Broken| match failed {
-            // LIBSSH2_ERROR_AUTHENTICATION_FAILED and …_PUBLICKEY_UNVERIFIED.
-            Broken::Refused(error)
-                if (is(&error, -18) || is(&error, -19)) && actor.wire.closed().is_none() =>
-            {
-                let message = format!("the server does not let {user:?} in with this key");
-                let error = Error::new(Kind::Unreachable, message)
-                    .because(error)
-                    .hint("is the public key in the user's ~/.ssh/authorized_keys there?");
-                NotConnected::permanent(error)
-            }
-            failed => failed.into_error("logging in failed"),
-        };
-        match &login.credential {
-            Credential::Private(key) => self
-                .answered("log in", |session| session.userauth_pubkey_memory(user, None, key, None))
-                .map_err(|failed| refused(self, failed)),
-            Credential::Agent => self.log_in_with_agent(user),
-        }
-    }
-
-    fn log_in_with_agent(&mut self, user: &str) -> Connected<()> {
-        let no_agent = |cause: ssh2::Error| {
-            let error = Error::new(Kind::Unreachable, "no ssh-agent answers")
-                .because(cause)
-                .hint("start one, `ssh-add` your key, and see that SSH_AUTH_SOCK is set");
-            NotConnected::permanent(error)
-        };
-        let mut agent = self.session.agent().map_err(no_agent)?;
-        agent.connect().map_err(no_agent)?;
-        agent.list_identities().map_err(no_agent)?;
-        for identity in agent.identities().map_err(no_agent)? {
-            match self.answered("log in", |_| agent.userauth(user, &identity)) {
-                Ok(()) => return Ok(()),
-                Err(Broken::Refused(_)) if self.wire.closed().is_none() => {}
-                Err(failed) => return Err(failed.into_error("logging in failed")),
-            }
-        }
-        let message = format!("the server does not let {user:?} in with any key of the ssh-agent");
-        Err(NotConnected::permanent(Error::new(Kind::Unreachable, message)))
-    }
-
-    /// Repeats `call` until the server has answered it.
-    fn answered(
-        &mut self,
-        what: &str,
-        mut call: impl FnMut(&mut Session) -> Result<(), ssh2::Error>,
-    ) -> std::result::Result<(), Broken> {
-        loop {
-            let called = call(&mut self.session);
-            self.wire.collect();
-            self.wire.flush();
-            match called {
-                Ok(()) => return Ok(()),
-                Err(error) if is_again(&error) => {
-                    self.wait_for_answer(what).map_err(Broken::Lost)?;
-                    self.wire.receive();
-                }
-                Err(error) => return Err(Broken::Refused(error)),
-            }
-        }
-    }
-
-    /// Sleeps until the server says something.
-    fn wait_for_answer(&mut self, what: &str) -> Connected<()> {
-        let limit = self.patience.limit(ANSWER);
-        if let Some(why) = self.wire.closed() {
-            let message = format!("the server did not {what}: {why}");
-            return Err(NotConnected::transient(message));
-        }
-        if self.wire.received() > BEFORE_AUTHENTICATION {
-            let error =
-                Error::new(Kind::Unreachable, format!("the server floods instead to {what}"));
-            return Err(NotConnected::permanent(error));
-        }
-        let silent = self.wire.heard().elapsed();
-        if silent >= limit {
-            let message = format!(
-                "the server did not {what}: nothing heard for {:.0} s",
-                limit.as_secs_f64()
-            );
-            return Err(NotConnected::transient(message));
-        }
-        self.sleep(limit - silent);
-        match self.inbox.try_recv() {
-            Err(TryRecvError::Empty) => Ok(()),
-            _ => Err(NotConnected::transient("nobody waits for it any more".to_owned())),
-        }
-    }
-
     /// Serves callers until the session is over. Returns why it is.
     fn serve(&mut self, over: &AtomicBool) -> String {
         loop {
@@ -356,7 +190,7 @@ impl Actor {
     }
 
     /// Does everything that can be done without waiting.
-    fn turn(&mut self) -> std::result::Result<(), String> {
+    fn turn(&mut self) -> Result<(), String> {
         self.take_requests()?;
         self.wire.receive();
         loop {
@@ -374,7 +208,7 @@ impl Actor {
         }
     }
 
-    fn take_requests(&mut self) -> std::result::Result<(), String> {
+    fn take_requests(&mut self) -> Result<(), String> {
         loop {
             match self.inbox.try_recv() {
                 Ok(Request::Open(goal, ends)) => self.waiting.push_back((goal, ends)),
@@ -387,7 +221,7 @@ impl Actor {
     }
 
     /// Goes on opening channels. Returns whether one was opened or refused.
-    fn open(&mut self) -> std::result::Result<bool, String> {
+    fn open(&mut self) -> Result<bool, String> {
         if self.opening.is_none() {
             let next = self
                 .waiting
@@ -411,7 +245,7 @@ impl Actor {
         Ok(true)
     }
 
-    fn opened(&mut self, channel: Channel) -> std::result::Result<(), String> {
+    fn opened(&mut self, channel: Channel) -> Result<(), String> {
         let Some(Opening { goal, ends: Some(ends), .. }) = self.opening.take() else {
             return Err("the server opened a channel of a kind that does not exist".to_owned());
         };
@@ -449,7 +283,7 @@ impl Actor {
     }
 
     /// Asks a server that has been silent for a while whether it is alive, and gives up on a dead one.
-    fn look_after_server(&mut self) -> std::result::Result<(), String> {
+    fn look_after_server(&mut self) -> Result<(), String> {
         let silent = self.wire.heard().elapsed();
         if silent >= self.patience.limit(DEAD) {
             return Err(format!("nothing heard from the server for {:.0} s", silent.as_secs_f64()));
@@ -512,29 +346,12 @@ impl Actor {
     }
 }
 
-/// Why the server's answer did not come or was no.
-enum Broken {
-    Lost(NotConnected),
-    Refused(ssh2::Error),
-}
-
-impl Broken {
-    fn into_error(self, what: &str) -> NotConnected {
-        match self {
-            Broken::Lost(lost) => lost,
-            Broken::Refused(cause) => {
-                NotConnected::transient(format!("{what}: {}", cause.message()))
-            }
-        }
-    }
-}
-
 /// Returns whether `error` is libssh2's error `number`.
 fn is(error: &ssh2::Error, number: i32) -> bool {
     error.code() == ssh2::ErrorCode::Session(number)
 }
 
-fn open_channel(session: &Session, goal: &Goal) -> std::result::Result<Channel, ssh2::Error> {
+fn open_channel(session: &Session, goal: &Goal) -> Result<Channel, ssh2::Error> {
     match goal {
         Goal::Session(_) => session.channel_session(),
         Goal::Stream(StreamAddress::Tcp(host, port)) => {
