@@ -177,11 +177,12 @@ impl VirtualBox {
         machine::stop(manage, actual, Stop::Graceful(grace), self.settles(host), feed).await
     }
 
-    /// Runs the commands of `changes` in their order.
+    /// Runs the commands of `changes` in their order; the VM was just seen to be as `actual` says.
     async fn apply(
         &self,
         manage: &Manage<'_>,
         spec: &GuestSpec,
+        actual: Option<&Actual>,
         changes: &[Change],
         feed: &Feed,
     ) -> Result<()> {
@@ -189,9 +190,9 @@ impl VirtualBox {
             machine::forget_media(manage, &spec.directory).await?;
         }
         if changes.iter().any(|change| change.needs_power_off)
-            && let Some(actual) = machine::inspect(manage, spec).await?
+            && let Some(actual) = actual
         {
-            self.power_off(manage, &actual, &spec.vm, feed).await?;
+            self.power_off(manage, actual, &spec.vm, feed).await?;
         }
         for change in changes {
             feed.doing(format!("{}: {}", change.setting, change.wanted));
@@ -230,11 +231,13 @@ async fn platform(host: &dyn Host, program: &Utf8Path) -> Result<Platform> {
 
 /// Returns the VM of `spec`, which must be there.
 async fn there(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Actual> {
-    machine::inspect(manage, spec).await?.ok_or_else(|| {
-        Error::failed(format!("the VM {} is not there", spec.vm))
-            .on(manage.host().name())
-            .hint("`nestlab up` makes it")
-    })
+    machine::inspect(manage, spec).await?.ok_or_else(|| not_there(manage, spec))
+}
+
+fn not_there(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
+    Error::failed(format!("the VM {} is not there", spec.vm))
+        .on(manage.host().name())
+        .hint("`nestlab up` makes it")
 }
 
 /// Returns the UUID of the VM's snapshot `name`; of several the first.
@@ -301,12 +304,20 @@ impl Hypervisor for VirtualBox {
         let manage = self.manage(host).await?;
         let probe = bare_probe(manage.installed());
         let mut left = changes.to_vec();
+        let mut actual = None;
+        if left.iter().any(|change| change.needs_power_off) {
+            actual = machine::inspect(&manage, spec).await?;
+        }
         for _ in 0..ROUNDS {
             if left.is_empty() {
                 return Ok(());
             }
-            self.apply(&manage, spec, &left, feed).await?;
-            left = diff::changes(spec, machine::inspect(&manage, spec).await?.as_ref(), &probe);
+            self.apply(&manage, spec, actual.as_ref(), &left, feed).await?;
+            actual = machine::inspect(&manage, spec).await?;
+            left = diff::changes(spec, actual.as_ref(), &probe);
+        }
+        if left.is_empty() {
+            return Ok(());
         }
         let names: Vec<&str> = left.iter().map(|change| change.setting.as_str()).collect();
         Err(Error::failed(format!(
@@ -386,14 +397,14 @@ impl Hypervisor for VirtualBox {
         name: &str,
     ) -> Result<Option<String>> {
         let manage = self.manage(host).await?;
-        let actual = there(&manage, spec).await?;
-        Ok(parse::value(&manage.run(&["guestproperty", "get", &actual.id, name]).await?))
+        let Some(vm) = machine::uuid(&manage, spec).await? else { return Ok(None) };
+        Ok(parse::value(&manage.run(&["guestproperty", "get", &vm, name]).await?))
     }
 
     async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
         let manage = self.manage(host).await?;
-        let actual = there(&manage, spec).await?;
-        manage.run(&["controlvm", &actual.id, "screenshotpng", to.as_str()]).await?;
+        let vm = machine::uuid(&manage, spec).await?.ok_or_else(|| not_there(&manage, spec))?;
+        manage.run(&["controlvm", &vm, "screenshotpng", to.as_str()]).await?;
         host.check(&Command::new("test").args(["-s", to.as_str()])).await?;
         Ok(())
     }
@@ -452,6 +463,9 @@ impl Hypervisor for VirtualBox {
 
     async fn down_because(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
         let manage = self.manage(host).await?;
+        if machine::runs(&manage, spec).await? {
+            return Ok(None);
+        }
         match machine::inspect(&manage, spec).await? {
             Some(actual) => Ok(start::why_down(&manage, spec, &actual).await),
             None => Ok(None),

@@ -129,24 +129,57 @@ async fn find_existing(manage: &Manage<'_>, wanted: &str) -> Result<Actual> {
     }
 }
 
-/// Waits until `reached` says so of the VM's power, and returns it; for at most `limit` in which the state
-/// does not change at all.
-async fn wait_for(
-    manage: &Manage<'_>,
-    uuid: &str,
-    limit: Duration,
-    reached: impl Fn(&Power) -> bool,
-) -> Result<Option<Power>> {
+/// Returns the UUID of the VM of `spec` for something that changes nothing; one VM of its name is taken at
+/// its word, since looking at one takes VBoxManage several times as long as listing all.
+pub(crate) async fn uuid(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<String>> {
+    let name = name(spec);
+    let mut all = listed(manage).await?;
+    all.retain(|vm| vm.name == name || vm.uuid.eq_ignore_ascii_case(name));
+    match all.as_slice() {
+        [vm] => Ok(Some(vm.uuid.clone())),
+        _ => Ok(inspect(manage, spec).await?.map(|actual| actual.id)),
+    }
+}
+
+/// Returns the name, or for an existing VM the name or UUID, of the VM.
+fn name(spec: &GuestSpec) -> &str {
+    match &spec.origin {
+        Origin::Made(_) => &spec.vm,
+        Origin::Existing { vm, .. } => vm,
+    }
+}
+
+/// Returns whether a VM of the name or UUID `vm` runs or is paused; quick, also where VBoxManage is slow.
+pub(crate) async fn is_running(manage: &Manage<'_>, vm: &str) -> Result<bool> {
+    let running = parse::list_vms(&manage.run(&["list", "runningvms"]).await?);
+    Ok(running.iter().any(|one| one.name == vm || one.uuid.eq_ignore_ascii_case(vm)))
+}
+
+/// As [`is_running`], for the VM of `spec`.
+pub(crate) async fn runs(manage: &Manage<'_>, spec: &GuestSpec) -> Result<bool> {
+    is_running(manage, name(spec)).await
+}
+
+/// Waits until the VM is off, or crashed, or gone (`None`), for at most `limit` in which its state does not
+/// change at all; returns the last state that was seen.
+async fn wait_until_off(manage: &Manage<'_>, uuid: &str, limit: Duration) -> Result<Option<Power>> {
     let mut last = None;
     let mut since = Instant::now();
     loop {
-        let Some(actual) = show(manage, uuid).await? else { return Ok(None) };
-        if reached(&actual.power) {
-            return Ok(Some(actual.power));
+        let power = if is_running(manage, uuid).await? {
+            Power::Running
+        } else {
+            match show(manage, uuid).await? {
+                Some(actual) => actual.power,
+                None => return Ok(None),
+            }
+        };
+        if is_off(&power) || matches!(power, Power::Crashed(_)) {
+            return Ok(Some(power));
         }
-        if last.as_ref() != Some(&actual.power) {
+        if last.as_ref() != Some(&power) {
             since = Instant::now();
-            last = Some(actual.power);
+            last = Some(power);
         } else if since.elapsed() >= limit {
             return Ok(last);
         }
@@ -158,7 +191,8 @@ fn is_off(power: &Power) -> bool {
     matches!(power, Power::Off | Power::Saved)
 }
 
-/// Stops the VM; `settles` is how long VirtualBox may take here for a change of state.
+/// Stops the VM, which was just seen to be as `actual` says; `settles` is how long VirtualBox may take here
+/// for a change of state.
 pub(crate) async fn stop(
     manage: &Manage<'_>,
     actual: &Actual,
@@ -167,15 +201,17 @@ pub(crate) async fn stop(
     feed: &Feed,
 ) -> Result<()> {
     let uuid = actual.id.as_str();
-    let settled = |power: &Power| !matches!(power, Power::Changing(_));
-    let mut power = wait_for(manage, uuid, settles, settled).await?;
+    let mut power = Some(actual.power.clone());
+    if matches!(actual.power, Power::Changing(_)) {
+        power = wait_until_off(manage, uuid, settles).await?;
+    }
     if let (Some(Power::Running), Stop::Graceful(grace)) = (&power, how) {
         feed.doing("pressing the power button");
         match manage.run(&["controlvm", uuid, "acpipowerbutton"]).await {
-            Ok(_) => power = wait_for(manage, uuid, grace, is_off).await?,
-            Err(Failure { fault: Fault::InvalidState, .. }) => {}
+            Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
             Err(failure) => return Err(failure.into()),
         }
+        power = wait_until_off(manage, uuid, grace).await?;
     }
     if power.as_ref().is_none_or(is_off) {
         return Ok(());
@@ -185,11 +221,13 @@ pub(crate) async fn stop(
         Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
         Err(failure) => return Err(failure.into()),
     }
-    match wait_for(manage, uuid, settles, is_off).await? {
+    match wait_until_off(manage, uuid, settles).await? {
         None => Ok(()),
         Some(power) if is_off(&power) => Ok(()),
-        Some(power) => Err(Error::failed(format!("the VM does not stop: it stays {power:?}"))
-            .on(manage.host().name())),
+        Some(_) => {
+            let name = actual.settings.get("name").map_or(uuid, String::as_str);
+            Err(Error::failed(format!("VirtualBox does not stop {name}")).on(manage.host().name()))
+        }
     }
 }
 

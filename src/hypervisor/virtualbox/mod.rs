@@ -20,6 +20,8 @@ mod start;
 mod storage;
 mod surroundings;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod transcript;
 mod version;
 

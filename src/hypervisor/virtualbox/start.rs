@@ -44,11 +44,11 @@ pub(crate) async fn start(
         }
     }
     // Success is not believed: the VM's own state says whether it runs.
+    if machine::is_running(manage, &actual.id).await? {
+        tell_lost_nesting(manage, spec, actual, feed).await;
+        return Ok(());
+    }
     match machine::show(manage, &actual.id).await? {
-        Some(now) if matches!(now.power, Power::Running | Power::Paused) => {
-            tell_lost_nesting(manage, spec, &now, feed).await;
-            Ok(())
-        }
         Some(now) => Err(why_down(manage, spec, &now).await.unwrap_or_else(|| {
             Error::failed(format!("{} was started and is off again", spec.vm))
                 .on(manage.host().name())
