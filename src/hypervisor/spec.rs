@@ -12,7 +12,7 @@ pub use crate::recipe::{Firmware, Subnet};
 pub enum Media {
     /// An OVA to import; its disk, controllers and operating system type are kept.
     Ova(Utf8PathBuf),
-    /// A disk image, already this VM's own: it is attached and written to.
+    /// A disk image, already this VM's own and without a backing file: it is attached and written to.
     Disk(Utf8PathBuf),
     /// A bootable ISO, read only.
     Iso(Utf8PathBuf),

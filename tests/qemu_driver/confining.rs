@@ -1,8 +1,12 @@
 //! What a QEMU may do, and who may look.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command as Program;
+
+use nestlab::hypervisor::Power;
 
 use crate::bench::Bench;
+use crate::boot_sector;
 
 #[tokio::test]
 async fn a_qemu_started_by_root_is_root_no_more() {
@@ -31,4 +35,22 @@ async fn what_the_folder_holds_is_the_users_alone() {
         let meta = std::fs::metadata(bench.spec.directory.join(name)).expect(name);
         assert_eq!(meta.permissions().mode() & 0o077, 0, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_disk_that_names_a_file_of_its_host_is_not_started() {
+    let bench = Bench::new("obedient").await;
+    bench.define().await;
+    let secret = bench.folder.path().join("secret");
+    std::fs::write(&secret, vec![7; 1 << 20]).expect("writes");
+    let disk = bench.spec.directory.join("disk.qcow2");
+    boot_sector::run(
+        Program::new("qemu-img")
+            .args(["rebase", "-u", "-F", "raw", "-b"])
+            .args([&secret])
+            .arg(disk),
+    );
+    let error = bench.try_start().await.expect_err("refused");
+    assert!(error.message().contains("secret"), "{error}");
+    assert_eq!(bench.power().await, Power::Off);
 }

@@ -52,6 +52,26 @@ async fn the_plug_is_pulled_on_a_guest_that_does_not_hear() {
 }
 
 #[tokio::test]
+async fn a_power_button_pressed_too_early_is_pressed_again() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    // The firmware is still at work and hears nothing.
+    bench.stop(GRACE).await;
+    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    assert!(why.is_none(), "{why:?}");
+}
+
+#[tokio::test]
+async fn a_paused_guest_is_shut_down_like_any_other() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    bench.up(1).await;
+    qmp(&bench).await.execute("stop", Value::Null).await.expect("pauses");
+    assert_eq!(bench.power().await, Power::Paused);
+    bench.stop(GRACE).await;
+}
+
+#[tokio::test]
 async fn a_process_that_got_the_old_process_id_is_neither_taken_for_the_guest_nor_harmed() {
     let bench = Bench::new("obedient").await;
     bench.define().await;
@@ -84,13 +104,17 @@ async fn a_guest_outlives_the_process_that_started_it() {
     std::fs::remove_file(bench.spec.directory.join("disk.qcow2")).expect("the starter makes one");
     bench.spec = at(&bench.spec, &bench.spec.directory.clone());
     let mut starter = Program::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "a_guest_outlives_the_process_that_started_it"])
+        .args(["--exact", "power::a_guest_outlives_the_process_that_started_it"])
         .env(STARTER, &bench.spec.directory)
         .process_group(0)
         .spawn()
         .expect("starts");
     let started = bench.spec.directory.join("started");
-    until("the starter has started the guest", async || started.exists()).await;
+    until("the starter has started the guest", async || {
+        assert!(starter.try_wait().expect("a child").is_none(), "the starter ended");
+        started.exists()
+    })
+    .await;
     let group = rustix::process::Pid::from_child(&starter);
     for signal in [rustix::process::Signal::HUP, rustix::process::Signal::KILL] {
         rustix::process::kill_process_group(group, signal).expect("is a group");

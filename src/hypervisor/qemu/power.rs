@@ -9,6 +9,7 @@ use super::definition::Definition;
 use super::folder::Folder;
 use super::machine::Machine;
 use super::scripts;
+use super::snapshot::{self, DiskInfo};
 use super::vm::{self, LOOK_AGAIN, Vm};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
@@ -23,6 +24,9 @@ const START: Duration = Duration::from_secs(15);
 
 /// How long a process that was killed may take to be gone: it may have gigabytes to give back.
 const DEATH: Duration = Duration::from_secs(60);
+
+/// How often the power button is pressed.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long QEMU may take to end by itself when told to.
 const QUIT: Duration = Duration::from_secs(20);
@@ -99,6 +103,7 @@ pub(super) async fn start(
         }
     }
     can_start(&wanted, &machine).map_err(|error| error.on(host.name()))?;
+    stands_alone(host, spec, &wanted).await?;
     let mut said = None;
     for command in start_commands(spec, &wanted, &machine) {
         said = Some(host.check(&command).await?.text());
@@ -119,6 +124,21 @@ fn can_start(definition: &Definition, machine: &Machine) -> Result<()> {
             .hint("Debian and Ubuntu: apt install qemu-system-gui; or leave out `gui = true`"));
     }
     Ok(())
+}
+
+/// Refuses a disk that names other files of the host.
+async fn stands_alone(host: &dyn Host, spec: &GuestSpec, definition: &Definition) -> Result<()> {
+    let disk = snapshot::disk_info(host, definition).await?;
+    match disk.as_ref().and_then(DiskInfo::other_file) {
+        None => Ok(()),
+        Some(other) => Err(Error::failed(format!(
+            "the disk of {} names another file, {}, and a guest's disk must not",
+            spec.vm,
+            crate::event::printable(other)
+        ))
+        .on(host.name())
+        .hint("if it is yours: `qemu-img convert -O qcow2` makes one disk of the two")),
+    }
 }
 
 async fn go_on(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<()> {
@@ -186,12 +206,12 @@ async fn end(host: &dyn Host, spec: &GuestSpec, vm: &Vm, how: Stop, feed: &Feed)
     let Some(pid) = vm.pid else { return Ok(()) };
     if let Stop::Graceful(grace) = how {
         feed.doing("waiting for the guest to shut down");
-        if tell(host, spec, vm, "system_powerdown", grace).await {
+        if shut_down(host, spec, vm, grace).await && gone(host, spec, pid, QUIT).await? {
             return Ok(());
         }
         feed.doing("pulling the plug");
     }
-    if tell(host, spec, vm, "quit", QUIT).await {
+    if quit(host, spec, vm).await && gone(host, spec, pid, QUIT).await? {
         return Ok(());
     }
     host.check(&scripts::kill(pid, vm.definition.uuid)).await?;
@@ -203,19 +223,34 @@ async fn end(host: &dyn Host, spec: &GuestSpec, vm: &Vm, how: Stop, feed: &Feed)
         .hint("it waits inside the kernel, mostly for a disk: look at `dmesg` there"))
 }
 
-/// Gives QEMU `command` and returns whether the process is gone within `limit`; a QEMU that does not
-/// answer is not.
-async fn tell(host: &dyn Host, spec: &GuestSpec, vm: &Vm, command: &str, limit: Duration) -> bool {
-    let Some(pid) = vm.pid else { return true };
-    let asked = async {
+/// Presses the power button until QEMU hangs up, and returns whether it does within `grace`. One press
+/// is not enough: a guest that is still booting does not hear it.
+async fn shut_down(host: &dyn Host, spec: &GuestSpec, vm: &Vm, grace: Duration) -> bool {
+    let pressing = async {
         let mut qmp = vm.qmp(host, &spec.directory).await?;
-        qmp.execute(command, Value::Null).await?;
-        // QEMU hangs up when it ends.
-        Ok::<_, Error>(tokio::time::timeout(limit, qmp.closed()).await.is_ok())
+        let status = qmp.execute("query-status", Value::Null).await?;
+        match vm::power(status["status"].as_str().unwrap_or_default()) {
+            Power::Running => {}
+            Power::Paused => drop(qmp.execute("cont", Value::Null).await?),
+            // Nobody is there to hear it.
+            _ => return Ok(false),
+        }
+        loop {
+            qmp.execute("system_powerdown", Value::Null).await?;
+            if tokio::time::timeout(PRESS_AGAIN, qmp.closed()).await.is_ok() {
+                return Ok::<_, Error>(true);
+            }
+        }
     };
-    match asked.await {
-        Ok(true) => gone(host, spec, pid, QUIT).await.unwrap_or(false),
-        Ok(false) | Err(_) => false,
+    // QEMU that ends while the button is being pressed breaks the conversation off: look, then.
+    tokio::time::timeout(grace, pressing).await.is_ok_and(|pressed| pressed.unwrap_or(true))
+}
+
+/// Tells QEMU to end and returns whether it heard that.
+async fn quit(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> bool {
+    match vm.qmp(host, &spec.directory).await {
+        Ok(mut qmp) => qmp.execute("quit", Value::Null).await.is_ok(),
+        Err(_) => false,
     }
 }
 

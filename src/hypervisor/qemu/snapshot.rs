@@ -27,6 +27,29 @@ pub(super) struct DiskInfo {
     pub(super) virtual_size: u64,
     #[serde(default)]
     snapshots: Vec<Snapshot>,
+    backing_filename: Option<String>,
+    #[serde(default)]
+    format_specific: FormatSpecific,
+}
+
+impl DiskInfo {
+    /// Returns the other file that the disk names as part of itself, if it does. A guest that broke into
+    /// its QEMU could have written such a name, to be given a file of its host at the next start.
+    pub(super) fn other_file(&self) -> Option<&str> {
+        self.backing_filename.as_deref().or(self.format_specific.data.data_file.as_deref())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: FormatData,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FormatData {
+    data_file: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
