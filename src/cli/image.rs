@@ -13,11 +13,13 @@ use super::{Globals, output};
 use crate::engine::signals::{Running, Signals};
 use crate::error::{Error, Result};
 use crate::event::{Event, Feed, millis};
+use crate::image::build::mirror::Mirror;
+use crate::image::build::{BuildOptions, build};
 use crate::image::manifest::{Manifest, Version, shipped_names};
 use crate::image::proof::{Proven, Times};
 use crate::image::store::{Provenance, Prune, Store, VerifiedImage};
 use crate::image::update::{self, Update};
-use crate::image::{Beside, FetchOptions, fetch, verify_file};
+use crate::image::{Beside, FetchOptions, ImageFormat, fetch, verify_file};
 use crate::report::{Reporter, Style, words};
 
 /// List, fetch, verify and update the images that guests are made from
@@ -60,6 +62,23 @@ What is not named is looked for beside FILE, as it is published: FILE.asc, FILE.
 Example:
   nestlab image verify kicksecure-lxqt Kicksecure-LXQt-18.2.1.9.Intel_AMD64.ova --key derivative.asc")]
     Verify(Verify),
+    /// Build an image from the Debian archive
+    #[command(after_help = "\
+Examples:
+  nestlab image build debian-sid
+  nestlab image build appliance --format ova
+
+The path of the image is printed on stdout. What was built from the same inputs is not built again.")]
+    Build {
+        /// A shipped manifest's name, or a path to one
+        manifest: String,
+        /// The form to write, if the manifest leaves it open
+        #[arg(long)]
+        format: Option<ImageFormat>,
+        /// The Debian mirror to build from; else the one that this machine's apt uses
+        #[arg(long, value_name = "URL", value_parser = Mirror::new)]
+        mirror: Option<Mirror>,
+    },
     /// Look for a newer version; change the manifest once its proofs hold
     #[command(after_help = "\
 Examples:
@@ -174,6 +193,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         ImageCommand::Show { manifest } => show(&manifest, globals)?,
         ImageCommand::Fetch { manifest, network } => {
             fetched(&manifest, network.options(), globals).await?;
+        }
+        ImageCommand::Build { manifest, format, mirror } => {
+            built(&manifest, &BuildOptions { mirror, format }, globals).await?;
         }
         ImageCommand::Verify(args) => verified(args, globals).await?,
         ImageCommand::Update { manifest, check, network } => {
@@ -295,6 +317,17 @@ async fn fetched(manifest: &str, options: FetchOptions, globals: &Globals) -> Re
     let title = format!("fetch {}", manifest.name());
     let image = watched(globals, title, async |feed, cancel| {
         fetch(&manifest, &store, &options, feed, cancel).await
+    })
+    .await?;
+    answer(&image, globals)
+}
+
+async fn built(manifest: &str, options: &BuildOptions, globals: &Globals) -> Result<()> {
+    let manifest = Manifest::named_or_at(manifest)?;
+    let store = store(globals)?;
+    let title = format!("build {}", manifest.name());
+    let image = watched(globals, title, async |feed, cancel| {
+        build(&manifest, &store, options, feed, cancel).await
     })
     .await?;
     answer(&image, globals)

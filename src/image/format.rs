@@ -26,6 +26,17 @@ pub enum ImageFormat {
 }
 
 impl ImageFormat {
+    /// Every format, in the order in which messages list them.
+    pub const ALL: [ImageFormat; 7] = [
+        ImageFormat::Ova,
+        ImageFormat::Qcow2,
+        ImageFormat::Vmdk,
+        ImageFormat::Vdi,
+        ImageFormat::Raw,
+        ImageFormat::Iso,
+        ImageFormat::LibvirtTarXz,
+    ];
+
     /// Returns the name that manifests use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -50,6 +61,17 @@ impl ImageFormat {
             ImageFormat::Iso => Some((32769, b"CD001")),
             ImageFormat::LibvirtTarXz => Compression::Xz.mark().map(|mark| (0, mark)),
         }
+    }
+}
+
+impl std::str::FromStr for ImageFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        ImageFormat::ALL.into_iter().find(|format| format.as_str() == text).ok_or_else(|| {
+            let known = ImageFormat::ALL.map(ImageFormat::as_str).join(", ");
+            format!("`{}` is not an image's format; there are {known}", text.escape_debug())
+        })
     }
 }
 
@@ -135,15 +157,7 @@ mod tests {
     #[test]
     fn an_error_page_is_told_from_every_format() {
         let page = b"\n<!DOCTYPE HTML><html><body>504 Gateway Time-out</body></html>";
-        for format in [
-            ImageFormat::Ova,
-            ImageFormat::Qcow2,
-            ImageFormat::Vmdk,
-            ImageFormat::Vdi,
-            ImageFormat::Raw,
-            ImageFormat::Iso,
-            ImageFormat::LibvirtTarXz,
-        ] {
+        for format in ImageFormat::ALL {
             let why = looks_wrong(page, format, Compression::None).expect("a page is no image");
             assert!(why.contains("web page"), "{format}: {why}");
         }
