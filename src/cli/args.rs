@@ -6,7 +6,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use super::{
     check, completions, copy, destroy, down, image, init, lock, man, plan, recipe, schema,
-    screenshot, ssh, ssh_config, status, up,
+    screenshot, serial, ssh, ssh_config, status, up,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -64,6 +64,7 @@ pub(crate) enum Command {
     Exec(ssh::ExecArgs),
     Cp(copy::Args),
     SshConfig(ssh_config::Args),
+    Console(serial::Args),
     Screenshot(screenshot::Args),
     Lock(lock::Args),
     Down(down::Args),

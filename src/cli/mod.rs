@@ -21,6 +21,7 @@ mod plan;
 mod recipe;
 mod schema;
 mod screenshot;
+mod serial;
 mod session;
 mod ssh;
 mod ssh_config;
@@ -60,6 +61,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Lock(args) => lock::run(args, globals).await,
         Command::Cp(args) => copy::run(args, globals).await,
         Command::SshConfig(args) => ssh_config::run(args, globals).await,
+        Command::Console(args) => serial::run(args, globals).await,
         Command::Screenshot(args) => screenshot::run(args, globals).await,
         Command::Down(args) => down::run(args, globals).await,
         Command::Destroy(args) => destroy::run(args, globals).await,
