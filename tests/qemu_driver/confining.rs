@@ -3,7 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command as Program;
 
-use nestlab::hypervisor::Power;
+use nestlab::hypervisor::qemu::Qemu;
+use nestlab::hypervisor::{Hypervisor, Power, Stop};
 
 use crate::bench::Bench;
 use crate::boot_sector;
@@ -53,4 +54,30 @@ async fn a_disk_that_names_a_file_of_its_host_is_not_started() {
     let error = bench.try_start().await.expect_err("refused");
     assert!(error.message().contains("secret"), "{error}");
     assert_eq!(bench.power().await, Power::Off);
+}
+
+#[tokio::test]
+async fn a_link_that_a_broken_qemu_left_is_not_followed() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    bench.up(1).await;
+    bench.stop(Stop::Now).await;
+    let mine = bench.folder.path().join("mine");
+    std::fs::write(&mine, "mine").expect("writes");
+    for name in ["alive", "qmp", "serial", "screen.png"] {
+        let link = bench.spec.directory.join("run").join(name);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&mine, link).expect("links");
+    }
+    bench.start().await;
+    if rustix::process::geteuid().is_root() {
+        // Else QEMU is the user, and needs no links.
+        let screen = bench.spec.directory.join("run/screen.png");
+        std::os::unix::fs::symlink(&mine, screen).expect("links");
+        let to = bench.spec.directory.join("shot.png");
+        let shot = Qemu.screenshot(bench.host(), &bench.spec, &to).await;
+        assert!(shot.is_err(), "a link is no screen");
+        assert!(!to.exists());
+    }
+    assert_eq!(std::fs::read_to_string(&mine).expect("is there"), "mine");
 }

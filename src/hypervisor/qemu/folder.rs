@@ -57,19 +57,9 @@ impl Folder<'_> {
         }
     }
 
-    /// Every file and folder that the driver makes here, folders after what is in them.
+    /// Every file that the driver makes here, besides those in `run/`.
     pub(super) fn made(self) -> Vec<Utf8PathBuf> {
-        vec![
-            self.run().join(super::argv::QMP_SOCKET),
-            self.run().join(super::argv::SERIAL_SOCKET),
-            self.run().join(super::screen::SHOT),
-            self.alive(),
-            self.definition(),
-            self.pid(),
-            self.log(),
-            self.serial(),
-            self.efi_variables(),
-        ]
+        vec![self.definition(), self.pid(), self.log(), self.serial(), self.efi_variables()]
     }
 }
 

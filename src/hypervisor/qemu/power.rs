@@ -91,15 +91,17 @@ pub(super) async fn start(
     let vm = Vm::look(host, spec)
         .await?
         .ok_or_else(|| Error::internal(format!("{} is started before it is defined", spec.vm)))?;
-    if vm.pid.is_some() {
+    let limit = probe.patience.limit(START);
+    if let Some(pid) = vm.pid {
         match status(host, spec, &vm).await? {
             Power::Running => return Ok(()),
             Power::Paused => return go_on(host, spec, &vm).await,
-            Power::Off => {}
-            other => {
-                feed.notice(Level::Warning, format!("{} is started anew: {other:?}", spec.vm));
+            Power::Changing(_) => return wait_until_running(host, spec, pid, limit).await,
+            Power::Crashed(why) => {
+                feed.notice(Level::Warning, format!("{} is started anew: {why}", spec.vm));
                 stop(host, spec, Stop::Now, feed).await?;
             }
+            Power::Off | Power::Saved => {}
         }
     }
     can_start(&wanted, &machine).map_err(|error| error.on(host.name()))?;
@@ -108,9 +110,14 @@ pub(super) async fn start(
     for command in start_commands(spec, &wanted, &machine) {
         said = Some(host.check(&command).await?.text());
     }
+    let said = said.unwrap_or_default();
+    let pid = said.trim().parse().map_err(|_| {
+        Error::internal("the start of QEMU told no process id")
+            .on(host.name())
+            .tail(said.as_bytes())
+    })?;
     feed.doing("waiting for QEMU");
-    let limit = probe.patience.limit(START);
-    wait_until_running(host, spec, &said.unwrap_or_default(), limit).await
+    wait_until_running(host, spec, pid, limit).await
 }
 
 /// Returns an error if the host lacks what the definition needs.
@@ -147,18 +154,13 @@ async fn go_on(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Waits until QEMU, started as the process that `said` names, says that the guest runs.
+/// Waits until QEMU, the process `pid`, says that the guest runs.
 async fn wait_until_running(
     host: &dyn Host,
     spec: &GuestSpec,
-    said: &str,
+    pid: u32,
     limit: Duration,
 ) -> Result<()> {
-    let pid: u32 = said.trim().parse().map_err(|_| {
-        Error::internal("the start of QEMU told no process id")
-            .on(host.name())
-            .tail(said.as_bytes())
-    })?;
     let begun = Instant::now();
     loop {
         let vm = Vm::look(host, spec).await?.filter(|vm| vm.pid == Some(pid));
@@ -174,7 +176,8 @@ async fn wait_until_running(
             }
         }
         if begun.elapsed() > limit {
-            return Err(died(host, spec, "QEMU does not answer on QMP").await);
+            let error = died(host, spec, "QEMU does not say that it runs").await;
+            return Err(error.hint("`nestlab down` ends it, whatever it does"));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -223,27 +226,39 @@ async fn end(host: &dyn Host, spec: &GuestSpec, vm: &Vm, how: Stop, feed: &Feed)
         .hint("it waits inside the kernel, mostly for a disk: look at `dmesg` there"))
 }
 
-/// Presses the power button until QEMU hangs up, and returns whether it does within `grace`. One press
-/// is not enough: a guest that is still booting does not hear it.
+/// Presses the power button until QEMU hangs up, and returns whether it does within `grace`.
 async fn shut_down(host: &dyn Host, spec: &GuestSpec, vm: &Vm, grace: Duration) -> bool {
-    let pressing = async {
-        let mut qmp = vm.qmp(host, &spec.directory).await?;
-        let status = qmp.execute("query-status", Value::Null).await?;
-        match vm::power(status["status"].as_str().unwrap_or_default()) {
-            Power::Running => {}
-            Power::Paused => drop(qmp.execute("cont", Value::Null).await?),
-            // Nobody is there to hear it.
-            _ => return Ok(false),
-        }
+    let pressed = async {
         loop {
-            qmp.execute("system_powerdown", Value::Null).await?;
-            if tokio::time::timeout(PRESS_AGAIN, qmp.closed()).await.is_ok() {
-                return Ok::<_, Error>(true);
+            match press(host, spec, vm).await {
+                Ok(hung_up) => return hung_up,
+                // It ended in the middle of the conversation, or another one keeps its socket busy.
+                Err(_) => match Vm::look(host, spec).await {
+                    Ok(now) if now.as_ref().is_none_or(|now| now.pid != vm.pid) => return true,
+                    _ => tokio::time::sleep(LOOK_AGAIN).await,
+                },
             }
         }
     };
-    // QEMU that ends while the button is being pressed breaks the conversation off: look, then.
-    tokio::time::timeout(grace, pressing).await.is_ok_and(|pressed| pressed.unwrap_or(true))
+    tokio::time::timeout(grace, pressed).await.unwrap_or(false)
+}
+
+/// Presses the power button until QEMU hangs up, or returns `false` where no guest is to hear it. One
+/// press is not enough: a guest that is still booting does not hear that one.
+async fn press(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<bool> {
+    let mut qmp = vm.qmp(host, &spec.directory).await?;
+    let status = qmp.execute("query-status", Value::Null).await?;
+    match vm::power(status["status"].as_str().unwrap_or_default()) {
+        Power::Running => {}
+        Power::Paused => drop(qmp.execute("cont", Value::Null).await?),
+        _ => return Ok(false),
+    }
+    loop {
+        qmp.execute("system_powerdown", Value::Null).await?;
+        if tokio::time::timeout(PRESS_AGAIN, qmp.closed()).await.is_ok() {
+            return Ok(true);
+        }
+    }
 }
 
 /// Tells QEMU to end and returns whether it heard that.

@@ -89,11 +89,13 @@ pub(super) fn copy_variables(template: &str, format: &str, folder: Folder<'_>) -
 ///
 /// The process notes its own id before it becomes QEMU, so that no moment exists in which it runs
 /// and is not known; the substitution ends when it has become QEMU and closed its end of the pipe.
-/// `-daemonize` would do less: it drops what QEMU says later, and leaves `run/`.
+/// `run/` is made anew, since the next QEMU, as long as it is root, writes to names that the last one could
+/// have turned into links. `-daemonize` would do less: it drops what QEMU says later, and leaves `run/`.
 const START: &str = r#"
 set -e
 umask 077
-mkdir -p -- "$1/run"
+rm -rf -- "$1/run"
+mkdir -- "$1/run"
 [ -z "$2" ] || chown -- "$2" "$1/run"
 cd -- "$1/run"
 shift 2
@@ -145,13 +147,13 @@ pub(super) fn take(from: &Utf8Path, to: &Utf8Path) -> Command {
     script(TAKE, "nestlab-take").args([from.as_str(), to.as_str()])
 }
 
-/// Removes the files `$2…`, then the folder `$1/run` and `$1`, and prints what else is left in there.
+/// Removes the files `$2…`, `run/` in the folder `$1`, and that folder, or prints what else is in there.
 const REMOVE: &str = r#"
 dir=$1
 shift
 rm -f -- "$@" || exit 1
 [ -d "$dir" ] || exit 0
-rmdir -- "$dir/run" 2>/dev/null
+rm -rf -- "$dir/run"
 rmdir -- "$dir" 2>/dev/null || find "$dir" -mindepth 1
 "#;
 

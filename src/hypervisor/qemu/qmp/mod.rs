@@ -31,6 +31,8 @@ pub struct Qmp {
     silence: Duration,
     last_id: u64,
     events: VecDeque<Event>,
+    /// What has arrived of the next line. It outlives a wait that is dropped half-way.
+    line: Vec<u8>,
 }
 
 impl Qmp {
@@ -46,6 +48,7 @@ impl Qmp {
             silence,
             last_id: 0,
             events: VecDeque::new(),
+            line: Vec::new(),
         };
         match qmp.receive().await? {
             Message::Greeting => {}
@@ -102,10 +105,14 @@ impl Qmp {
         self.events.drain(..).collect()
     }
 
-    /// Waits until QEMU has hung up, however many events it sends before; silence has no limit here.
+    /// Waits until QEMU has hung up; silence has no limit here. May be dropped, and the conversation
+    /// goes on.
     pub async fn closed(&mut self) {
-        let mut dropped = [0; 4096];
-        while self.reader.read(&mut dropped).await.is_ok_and(|count| count > 0) {}
+        while let Ok(Some(line)) = self.next_line().await {
+            if let Ok(Message::Event(event)) = message::parse(&line) {
+                self.keep(event);
+            }
+        }
     }
 
     fn keep(&mut self, event: Event) {
@@ -116,20 +123,24 @@ impl Qmp {
     }
 
     async fn receive(&mut self) -> Result<Message> {
-        let line = self
-            .timed("an answer", async |qmp: &mut Self| {
-                let mut line = Vec::new();
-                (&mut qmp.reader).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
-                Ok(line)
-            })
-            .await?;
-        match line.last() {
-            Some(b'\n') => message::parse(&line).map_err(|why| broken(why).tail(&line)),
-            Some(_) if line.len() as u64 == LONGEST_LINE => {
-                Err(broken(format!("a line of QMP longer than {LONGEST_LINE} bytes")))
-            }
-            _ => Err(broken("QEMU closed its QMP connection")),
+        match self.timed("an answer", async |qmp: &mut Self| qmp.next_line().await).await? {
+            Some(line) => message::parse(&line).map_err(|why| broken(why).tail(&line)),
+            None => Err(broken("QEMU closed its QMP connection")),
         }
+    }
+
+    /// Returns the next line with its end, or `None` where the connection ends. Loses nothing when dropped.
+    async fn next_line(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let room = LONGEST_LINE.saturating_sub(self.line.len() as u64);
+        (&mut self.reader).take(room).read_until(b'\n', &mut self.line).await?;
+        if self.line.ends_with(b"\n") {
+            return Ok(Some(std::mem::take(&mut self.line)));
+        }
+        if self.line.len() as u64 >= LONGEST_LINE {
+            let longer = format!("a line of QMP is longer than {LONGEST_LINE} bytes");
+            return Err(std::io::Error::other(longer));
+        }
+        Ok(None)
     }
 
     async fn timed<T>(
@@ -229,6 +240,22 @@ mod tests {
             assert_eq!(error.kind(), Kind::Unreachable);
             assert!(error.message().contains(part), "{error} lacks {part}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_loses_no_part_of_a_line() {
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        theirs.write_all(GREETING.as_bytes()).await.expect("is open");
+        theirs.write_all(b"{\"return\": {}, \"id\": 1}\n").await.expect("is open");
+        let mut qmp = Qmp::connect(Box::new(ours), LIMIT).await.expect("connects");
+        theirs.write_all(b"{\"event\": \"ST").await.expect("is open");
+        let short = Duration::from_millis(20);
+        assert!(tokio::time::timeout(short, qmp.closed()).await.is_err(), "it is not closed");
+        theirs.write_all(b"OP\"}\n{\"return\": 1, \"id\": 2}\n").await.expect("is open");
+        assert_eq!(qmp.execute("x", Value::Null).await.expect("answers"), json!(1));
+        assert_eq!(qmp.take_events()[0].name, "STOP");
+        drop(theirs);
+        qmp.closed().await;
     }
 
     #[tokio::test]
