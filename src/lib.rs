@@ -23,6 +23,8 @@
 //! Beside them stand the two vocabularies that everything shares, [`error`] and [`event`], and
 //! [`faults`], through which the tests kill nestlab at every write.
 
+#![warn(missing_docs, unreachable_pub)]
+
 pub mod cli;
 pub mod engine;
 pub mod error;
