@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use nestlab::Kind;
 use nestlab::event::{Event, Feed, Progress};
+use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, Exit, HostRef, StreamAddress};
 use sshd::{Sshd, is_alive, kill_group, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 fn shell(script: &str) -> Command {
     Command::new("sh").args(["-c", script])
@@ -420,6 +422,96 @@ async fn a_session_that_idles_answers_the_servers_keepalives_and_stays() {
     until(|| sshd.read("log").matches("send packet: type 80").count() >= 5).await;
     host.check(&Command::new("true")).await.unwrap();
     assert_eq!(sshd.read("log").matches("Accepted publickey").count(), 1);
+}
+
+/// Returns a job in a server's folder that waits for the file `gate` there, and says so before and after.
+fn gated(sshd: &Sshd) -> JobSpec {
+    let script = "echo $$; seq 20000
+        until [ -e \"$1\" ]; do sleep 0.05; done; echo end; exit 4";
+    let gate = sshd.path("gate").into_string();
+    JobSpec {
+        id: "l1-upgrade".to_owned(),
+        command: Command::new("sh").args(["-c", script, "sh", &gate]),
+        directory: sshd.path("jobs"),
+    }
+}
+
+#[tokio::test]
+async fn a_job_survives_a_cut_connection_and_its_output_comes_once_and_whole() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let mut lines = Vec::new();
+    let mut on_line = |line: &str| {
+        lines.push(line.to_owned());
+        if line == "5000" {
+            sshd.cut();
+            std::fs::write(sshd.path("gate"), "").unwrap();
+        }
+    };
+    let exit = job::run(&*host, &gated(&sshd), &mut on_line, &CancellationToken::new()).await;
+    assert_eq!(exit.unwrap(), Exit::Code(4));
+    let expected = (1..=20000).map(|n| n.to_string()).chain(["end".to_owned()]);
+    assert!(lines[1..].iter().cloned().eq(expected));
+    assert_eq!(sshd.read("log").matches("Accepted publickey").count(), 2);
+    assert_eq!(std::fs::read_dir(sshd.path("jobs")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_job_whose_nestlab_was_killed_is_taken_up_by_the_next_one() {
+    let sshd = Sshd::start(&[]);
+    let spec = gated(&sshd);
+    // The first run's connection, runtime and all end like those of a killed process.
+    let pid: u32 = std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let (told, pid) = std::sync::mpsc::channel();
+            let run = async {
+                let mut on_line = |line: &str| drop(told.send(line.to_owned()));
+                let host = sshd.host();
+                job::run(&*host, &spec, &mut on_line, &CancellationToken::new()).await
+            };
+            let listen = tokio::task::unconstrained(async {
+                loop {
+                    if let Ok(pid) = pid.try_recv() {
+                        return pid;
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            let pid = runtime.block_on(async {
+                tokio::select! { pid = listen => pid, _ = run => panic!("it waits for the gate") }
+            });
+            runtime.shutdown_background();
+            pid
+        });
+        first.join().unwrap().parse().unwrap()
+    });
+    sshd.cut();
+    assert!(is_alive(pid));
+    std::fs::write(sshd.path("gate"), "").unwrap();
+    let mut lines = Vec::new();
+    let mut on_line = |line: &str| lines.push(line.to_owned());
+    let exit = job::run(&*sshd.host(), &spec, &mut on_line, &CancellationToken::new()).await;
+    assert_eq!(exit.unwrap(), Exit::Code(4));
+    assert_eq!((lines[0].parse(), lines.last().unwrap().as_str()), (Ok(pid), "end"));
+}
+
+#[tokio::test]
+async fn a_job_whose_host_was_rebooted_is_lost() {
+    let sshd = Sshd::start(&[]);
+    let host = sshd.host();
+    let spec = gated(&sshd);
+    let folder = sshd.path("jobs/l1-upgrade");
+    std::fs::create_dir_all(&folder).unwrap();
+    // As it was left before: this boot has another id.
+    std::fs::write(folder.join("job"), "1 1 00000000-0000-0000-0000-000000000000\n").unwrap();
+    std::fs::write(folder.join("output"), "half way\n").unwrap();
+    let mut lines = Vec::new();
+    let mut on_line = |line: &str| lines.push(line.to_owned());
+    let error = job::run(&*host, &spec, &mut on_line, &CancellationToken::new()).await.unwrap_err();
+    assert!(error.message().contains("rebooted"), "{error:?}");
+    assert_eq!((lines, error.output_tail()), (vec!["half way".to_owned()], Some("half way")));
+    assert!(!folder.exists());
 }
 
 /// What a server does instead of speaking SSH.

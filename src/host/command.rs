@@ -113,6 +113,11 @@ impl Command {
             .collect()
     }
 
+    /// Returns whether it runs as root.
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
     /// Returns the environment variables that the command adds.
     pub fn envs(&self) -> &BTreeMap<String, String> {
         &self.env

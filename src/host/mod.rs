@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod facts;
+pub mod job;
 pub mod local;
 pub mod patience;
 mod program;
