@@ -16,7 +16,7 @@ use ssh_key::{Algorithm, LineEnding, PrivateKey};
 const LOOK: Duration = Duration::from_millis(200);
 
 /// A running machine; dropping it pulls the plug.
-pub struct Machine {
+pub(crate) struct Machine {
     qemu: Child,
     monitor: ChildStdin,
     answers: Receiver<String>,
@@ -27,7 +27,7 @@ pub struct Machine {
 impl Machine {
     /// Starts a machine called `hostname` with a fresh seed on a disk of its own; `hardware` are QEMU's
     /// options for all else. Its network card is to be on the network `net`.
-    pub fn start(hostname: &str, hardware: &[&str]) -> Self {
+    pub(crate) fn start(hostname: &str, hardware: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let seed = write_keys_and_seed(folder.path(), hostname);
         let serial = folder.path().join("serial");
@@ -58,7 +58,7 @@ impl Machine {
     }
 
     /// Waits until the machine answers over SSH with the host key of its seed.
-    pub fn wait_for_ssh(&mut self) {
+    pub(crate) fn wait_for_ssh(&mut self) {
         while !self.ssh(&["true"]).status.success() {
             assert!(self.is_on(), "the machine went off:\n{}", self.serial());
             std::thread::sleep(LOOK);
@@ -66,7 +66,7 @@ impl Machine {
     }
 
     /// Runs a command in the machine and returns what it wrote.
-    pub fn read(&self, argv: &[&str]) -> String {
+    pub(crate) fn read(&self, argv: &[&str]) -> String {
         let output = self.ssh(argv);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{argv:?}: {error}\n{}", self.serial());
@@ -75,7 +75,7 @@ impl Machine {
 
     /// Runs a command in the machine with OpenSSH's own client; the only key it takes for the machine's
     /// is the seed's.
-    pub fn ssh(&self, argv: &[&str]) -> Output {
+    pub(crate) fn ssh(&self, argv: &[&str]) -> Output {
         let path = |name: &str| self.folder.path().join(name).display().to_string();
         Command::new("ssh")
             .args(["-F", "none", "-i", &path("id"), "-p", &self.port.to_string()])
@@ -90,7 +90,7 @@ impl Machine {
     }
 
     /// Presses the power button and waits until the machine has turned itself off.
-    pub fn press_power_button(&mut self) {
+    pub(crate) fn press_power_button(&mut self) {
         self.tell("system_powerdown");
         while self.is_on() {
             std::thread::sleep(LOOK);
@@ -98,7 +98,7 @@ impl Machine {
     }
 
     /// Waits until the serial console has said `text`.
-    pub fn wait_for_serial(&mut self, text: &str) {
+    pub(crate) fn wait_for_serial(&mut self, text: &str) {
         while !self.serial().contains(text) {
             assert!(self.is_on(), "the machine went off:\n{}", self.serial());
             std::thread::sleep(LOOK);
@@ -106,7 +106,7 @@ impl Machine {
     }
 
     /// Returns what the serial console has said.
-    pub fn serial(&self) -> String {
+    pub(crate) fn serial(&self) -> String {
         let bytes = std::fs::read(self.folder.path().join("serial")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
