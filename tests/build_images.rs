@@ -42,6 +42,32 @@ fn record(image: &VerifiedImage) -> BuildRecord {
     }
 }
 
+/// A writable disk over an image, bigger than it.
+struct Overlay {
+    folder: tempfile::TempDir,
+}
+
+impl Overlay {
+    fn of(image: &VerifiedImage, size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", image.format().as_str(), "-b"])
+            .arg(image.path())
+            .arg(folder.path().join("disk.qcow2"))
+            .arg(size)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        Overlay { folder }
+    }
+
+    /// Returns QEMU's option for it.
+    fn option(&self, id: &str) -> String {
+        let path = utf8(&self.folder.path().join("disk.qcow2"));
+        format!("if=none,id={id},format=qcow2,cache=unsafe,file={path}")
+    }
+}
+
 /// Builds twice, once from nothing; both from the same release.
 async fn built_twice(manifest: &Manifest, format: ImageFormat) -> (VerifiedImage, VerifiedImage) {
     let (_folder, store) = fresh();
@@ -116,4 +142,26 @@ async fn an_appliance_starts_from_its_ovas_disk_on_a_virtualbox_like_machine() {
     assert_eq!(machine.read(&["nproc"]), "1");
     assert!(machine.read(&["cat", "/proc/cpuinfo"]).contains(" svm "));
     assert_eq!(machine.read(&["modprobe", "kvm_amd", "&&", "ls", "/dev/kvm"]), "/dev/kvm");
+}
+
+#[tokio::test]
+async fn a_debian_starts_from_uefi_firmware_with_the_names_and_keys_of_its_seed() {
+    let manifest = Manifest::shipped("debian-sid").unwrap();
+    let image = build(&shared(), &manifest, ImageFormat::Qcow2).await;
+    let disk = Overlay::of(&image, "8G");
+    let mut machine = Machine::start(
+        "l1",
+        &[
+            &["-machine", "q35", "-m", "1024", "-smp", "2", "-cpu", "max"][..],
+            &["-bios", "/usr/share/ovmf/OVMF.fd", "-device", "virtio-rng-pci"],
+            &["-drive", &disk.option("disk"), "-device", "virtio-blk-pci,drive=disk"],
+            &["-device", "virtio-blk-pci,drive=seed", "-device", "virtio-net-pci,netdev=net"],
+        ]
+        .concat(),
+    );
+    machine.wait_for_ssh();
+    assert_eq!(machine.read(&["hostname"]), "l1");
+    assert_eq!(machine.read(&["getconf", "LONG_BIT"]), "64");
+    machine.wait_for_serial("nestlab: ready l1");
+    machine.press_power_button();
 }

@@ -41,7 +41,7 @@ pub(super) enum Depth {
     /// Unpacked, with what they depend on; nothing of them is run.
     Unpacked,
     /// Installed into a minimal system.
-    System,
+    Installed,
 }
 
 /// Which packages, and from where.
@@ -108,7 +108,7 @@ impl Packages<'_> {
         let (variant, stale) = (
             match self.depth {
                 Depth::Unpacked => "extract",
-                Depth::System => "minbase",
+                Depth::Installed => "minbase",
             },
             self.allow_stale.then_some("--aptopt=Acquire::Check-Valid-Until \"false\""),
         );
@@ -159,7 +159,7 @@ impl Packages<'_> {
                 .under("var/cache/apt/archives")
                 .filter_map(|path| package_of_file(path.rsplit('/').next()?))
                 .collect(),
-            Depth::System => {
+            Depth::Installed => {
                 installed(&String::from_utf8_lossy(&tree.read("var/lib/dpkg/status")?))
             }
         };

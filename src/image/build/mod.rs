@@ -8,12 +8,15 @@
 mod appliance;
 mod bootstrap;
 mod cpio;
+mod debian;
 mod elf;
 mod fat;
 mod libraries;
 pub mod mirror;
 mod modules;
 mod ova;
+mod partitions;
+mod rootfs;
 pub mod seed;
 mod tree;
 mod vmdk;
@@ -27,6 +30,7 @@ pub use bootstrap::BuildRecord;
 pub use mirror::Mirror;
 
 use self::appliance::Appliance;
+use self::debian::Debian;
 use self::workshop::Workshop;
 use super::digest::Sha256;
 use super::fetch::Partial;
@@ -148,7 +152,13 @@ impl<'a> Job<'a> {
                 appliance.build(shop).await
             }
             BuildKind::Debian => {
-                Err(Error::new(Kind::HostCannot, "this nestlab cannot build Debian images"))
+                let debian = Debian {
+                    mirror: &self.mirror,
+                    table: self.table,
+                    format: self.format,
+                    inputs: &self.inputs,
+                };
+                debian.build(shop).await
             }
         }
     }
@@ -196,7 +206,7 @@ fn inputs(
     part(format.as_str().as_bytes());
     part(mirror.archive().as_bytes());
     part(mirror.security().unwrap_or_default().as_bytes());
-    for text in appliance::texts() {
+    for text in appliance::texts().chain(debian::texts()) {
         part(text.as_bytes());
     }
     for deb in &table.debs {

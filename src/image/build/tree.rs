@@ -75,6 +75,24 @@ impl Tree {
             .map(|(path, _)| path.as_str())
     }
 
+    /// Returns the tar archive's path.
+    pub(super) fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Returns about how many bytes its files take in a file system, but for those under `but`.
+    pub(super) fn size(&self, but: &str) -> u64 {
+        const BLOCK: u64 = 4096;
+        let sizes =
+            self.entries.iter().filter(|(path, _)| !path.starts_with(but)).map(|(_, entry)| {
+                match entry {
+                    Entry::File { size, .. } => size.next_multiple_of(BLOCK),
+                    Entry::Folder | Entry::Link { .. } => BLOCK,
+                }
+            });
+        sizes.sum()
+    }
+
     /// Returns the contents of the file at `path`, symbolic links followed.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 /// Every shipped manifest: its name and its text.
 const SHIPPED: &[(&str, &str)] = &[
     ("appliance", include_str!("../../../images/appliance.toml")),
+    ("debian-sid", include_str!("../../../images/debian-sid.toml")),
+    ("debian-stable", include_str!("../../../images/debian-stable.toml")),
     ("kicksecure-cli", include_str!("../../../images/kicksecure-cli.toml")),
     ("kicksecure-cli-libvirt", include_str!("../../../images/kicksecure-cli-libvirt.toml")),
     ("kicksecure-lxqt", include_str!("../../../images/kicksecure-lxqt.toml")),
