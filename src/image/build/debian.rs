@@ -135,8 +135,8 @@ impl Debian<'_> {
         names.extend(self.table.packages.iter().cloned());
         let system = self.packages(&names, Depth::Installed);
         let date = system.release_date(shop).await?;
-        let loader = self.loader(shop, date).await?;
-        let (tree, record) = system.bootstrap(shop, date, "tree.tar").await?;
+        let (loader, (tree, record)) =
+            tokio::try_join!(self.loader(shop, date), system.bootstrap(shop, date, "tree.tar"))?;
 
         shop.feed.doing("making the disk");
         let raw = self.disk(shop, &tree, &loader, date).await?;
