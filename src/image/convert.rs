@@ -9,7 +9,7 @@ use super::disk::{DiskFormat, virtual_size};
 use super::fetch::{blocking, free_space};
 use super::format::{Compression, ImageFormat};
 use super::ova;
-use super::store::{VerifiedImage, private_folder};
+use super::store::{Stat, VerifiedImage, private_folder};
 use super::unpack::{Limits, unpack};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
@@ -40,7 +40,7 @@ enum Source {
 pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Result<Utf8PathBuf> {
     let _lock = lock(image, feed).await?;
     let target = derived(image, format);
-    if target.is_file() {
+    if unchanged(&target) {
         return Ok(target);
     }
     match source(image, feed).await? {
@@ -54,6 +54,18 @@ pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Res
 
 fn derived(image: &VerifiedImage, format: DiskFormat) -> Utf8PathBuf {
     image.derived().join(format!("disk.{}", format.as_str()))
+}
+
+/// Returns the note of how a derived disk looked when it was made.
+fn note(target: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{target}.json"))
+}
+
+/// Returns whether a derived disk is there and as it was made. Anything else is made again: it can be.
+fn unchanged(target: &Utf8Path) -> bool {
+    let noted = fs_err::read(note(target)).ok();
+    let noted: Option<Stat> = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    noted.is_some() && noted == Stat::of(target).ok()
 }
 
 /// Waits until no other process derives disks from the same image.
@@ -96,7 +108,7 @@ async fn source(image: &VerifiedImage, feed: &Feed) -> Result<Source> {
         return Ok(Source::File(image.path(), native));
     }
     let target = derived(image, native);
-    if !target.is_file() {
+    if !unchanged(&target) {
         feed.doing(format!("unpacking {}", image.name()));
         unpacked(image, native, &target, feed).await?;
     }
@@ -207,7 +219,9 @@ impl Unfinished {
     fn becomes(self, target: &Utf8Path) -> Result<()> {
         fs_err::File::open(&self.path)?.sync_all()?;
         fs_err::rename(&self.path, target)?;
-        Ok(())
+        let noted = serde_json::to_vec(&Stat::of(target)?)
+            .map_err(|error| Error::internal("a note cannot be written").because(error))?;
+        Ok(fs_err::write(note(target), noted)?)
     }
 }
 

@@ -145,3 +145,42 @@ async fn an_older_version_is_accepted_only_when_that_is_said() {
     let newest = place.store.newest_signature(manifest.name()).expect("reads");
     assert!(newest > image.signed_at(), "the memory of the newest one stays");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_changed_in_the_store_is_set_aside_and_fetched_again() {
+    let place = Place::new();
+    let image = place.arrives().await;
+    fs_err::write(image.path(), b"something else").expect("writes");
+    let error = place.store.find(&place.manifest()).expect_err("it is not what was proven");
+    assert_eq!(error.kind(), Kind::Untrusted);
+    assert_eq!(place.arrives().await.path(), image.path());
+    let quarantine = place.store.root().join("quarantine");
+    assert_eq!(quarantine.read_dir_utf8().expect("there").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_is_found_by_the_time_of_a_signed_checksum_file_too() {
+    let mut place = Place::new();
+    let only_sums = |text: &str, key: &str| {
+        let (start, end) = (text.find("[openpgp]"), text.find("[checksums]"));
+        let text = text.replace(&text[start.expect("there")..end.expect("there")], "");
+        text.replace("openpgp = { ", &format!("openpgp = {{ {key}, "))
+    };
+    let key = format!(
+        "fingerprint = \"{}\", key = \"{}/keys/derivative.asc\"",
+        place.publisher.pgp.fingerprint(),
+        place.publisher.server.url()
+    );
+    let newer = parse(&only_sums(&place.publisher.manifest_toml(&place.release), &key));
+    let image = place.get(&newer).await.expect("fetches");
+    assert!(image.signed_at().is_some());
+    let older = place.publisher.publish_raw("18.1.4.2", noise(1000));
+    let mut how = Signing::of(&older.file);
+    how.time = days_ago(100);
+    place.publisher.sign(&older, &how);
+    let manifest = parse(&only_sums(&place.publisher.manifest_toml(&older), &key));
+    let error = place.get(&manifest).await.expect_err("rollback");
+    assert!(error.report().contains("rollback"), "{}", error.report());
+    place.options.accept_older = true;
+    place.get(&manifest).await.expect("said so");
+}

@@ -82,6 +82,18 @@ async fn a_disk_is_converted_once_to_every_format() {
 }
 
 #[tokio::test]
+async fn a_derived_disk_that_somebody_wrote_to_is_made_again() {
+    let place = Place::new();
+    let raw = place.raw();
+    let image = place.adopt(&raw, "disk.raw", ImageFormat::Raw);
+    let first = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    fs_err::write(&first, b"QFI\xfb and something else").expect("writes");
+    let again = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    assert_eq!(first, again);
+    place.same_disk(&again, DiskFormat::Qcow2);
+}
+
+#[tokio::test]
 async fn the_disk_inside_an_ova_is_converted_without_unpacking_the_ova() {
     let place = Place::new();
     place.raw();

@@ -73,7 +73,7 @@ pub async fn fetch(
     feed: &Feed,
     cancel: &CancellationToken,
 ) -> Result<VerifiedImage> {
-    if let Some(image) = find(store, manifest).await? {
+    if let Some(image) = find(store, manifest, feed).await? {
         return Ok(image);
     }
     let download = manifest.download().ok_or_else(|| {
@@ -82,7 +82,7 @@ pub async fn fetch(
     })?;
     let partial = Partial::open(store, &manifest.identity(), feed, cancel).await?;
     // Whoever held the partial download before may have finished it.
-    if let Some(image) = find(store, manifest).await? {
+    if let Some(image) = find(store, manifest, feed).await? {
         partial.remove()?;
         return Ok(image);
     }
@@ -91,10 +91,18 @@ pub async fn fetch(
     job.try_mirrors(partial).await
 }
 
-/// Looks an image up on a thread that may block.
-async fn find(store: &Store, manifest: &Manifest) -> Result<Option<VerifiedImage>> {
-    let (store, manifest) = (store.clone(), manifest.clone());
-    blocking(move || store.find(&manifest)).await
+/// Looks an image up on a thread that may block. One that changed after it was proven is set aside.
+async fn find(store: &Store, manifest: &Manifest, feed: &Feed) -> Result<Option<VerifiedImage>> {
+    let (store, manifest, feed) = (store.clone(), manifest.clone(), feed.clone());
+    blocking(move || match store.find(&manifest) {
+        Err(error) if error.kind() == Kind::Untrusted => {
+            feed.notice(Level::Warning, format!("{error}; it is fetched again"));
+            store.set_aside(&manifest, &error)?;
+            Ok(None)
+        }
+        found => found,
+    })
+    .await
 }
 
 /// Runs `work` where it may block.

@@ -54,6 +54,8 @@ pub struct Expectations {
     sha512: Option<Sha512>,
     sum: Option<(Sum, &'static str)>,
     signature: Option<Detached>,
+    /// The time and key of the signature over the image, else of the one over its checksum file.
+    signed: Option<(Timestamp, Fingerprint)>,
 }
 
 /// Bytes whose every proof held: what they are, and what held.
@@ -83,7 +85,7 @@ impl Proven {
         self.sha512
     }
 
-    /// Returns when they were signed, if an OpenPGP signature over them held.
+    /// Returns when they, or a checksum file that names them, were signed with OpenPGP.
     pub fn signed_at(&self) -> Option<Timestamp> {
         self.signed_at
     }
@@ -121,12 +123,15 @@ impl Expectations {
             })
             .transpose()?;
         let sum = signed_sum(download, names, evidence, times)?;
+        let signed = signature.as_ref().map(|made| (made.time(), made.signer().clone()));
+        let (sum, sum_signed) = sum.map_or((None, None), |(sum, signed)| (Some(sum), signed));
         Ok(Expectations {
             size: download.size,
             sha256: download.sha256,
             sha512: download.sha512,
             sum,
             signature,
+            signed: signed.or(sum_signed),
         })
     }
 
@@ -182,8 +187,8 @@ impl Expectations {
             size,
             sha256,
             sha512,
-            signed_at: self.signature.as_ref().map(Detached::time),
-            signer: self.signature.as_ref().map(|signature| signature.signer().clone()),
+            signed_at: self.signed.as_ref().map(|(time, _)| *time),
+            signer: self.signed.as_ref().map(|(_, signer)| signer.clone()),
             proofs,
         })
     }
@@ -201,13 +206,16 @@ fn wanted<'a>(table: &'a OpenPgp, names: Placeholders<'_>, times: Times) -> Want
     }
 }
 
+/// A checksum, in words what vouches for it, and when and by whom its file was signed with OpenPGP.
+type SignedSum = ((Sum, &'static str), Option<(Timestamp, Fingerprint)>);
+
 /// Returns the image's checksum from the checksum file, once every signature over that file held.
 fn signed_sum(
     download: &Download,
     names: Placeholders<'_>,
     evidence: &Evidence,
     times: Times,
-) -> Result<Option<(Sum, &'static str)>> {
+) -> Result<Option<SignedSum>> {
     let Some(table) = &download.checksums else { return Ok(None) };
     let text = given(evidence.checksums.as_deref(), "checksum file")?;
     if let Some(signify) = &table.signify {
@@ -215,29 +223,37 @@ fn signed_sum(
             given(evidence.checksums_signify.as_deref(), "checksum file's signify signature")?;
         signify::verify(&signify.key, text, made)?;
     }
-    if let Some(openpgp) = &table.openpgp {
-        // The rollback memory is of signatures over images; those over checksums have their floor.
-        let times = Times { newest_seen: None, ..times };
-        let key = given(evidence.checksums_key.as_deref(), "checksum file's key file")?;
-        let made = given(evidence.checksums_signature.as_deref(), "checksum file's signature")?;
-        let context = || format!("signature over the checksum file {}", names.file);
-        Detached::prepare(key, made, &wanted(openpgp, names, times))
-            .and_then(|signature| {
-                signature.holds(|lane: &Lane| {
-                    let mut hashed = lane.context()?;
-                    hashed.update(text);
-                    Ok(hashed)
-                })
-            })
-            .map_err(|error| error.context(context()))?;
-    }
+    let signed = match &table.openpgp {
+        None => None,
+        Some(openpgp) => {
+            // Where the image is signed too, that signature's time is the one remembered.
+            let newest_seen = times.newest_seen.filter(|_| download.openpgp.is_none());
+            let wanted = wanted(openpgp, names, Times { newest_seen, ..times });
+            let key = given(evidence.checksums_key.as_deref(), "checksum file's key file")?;
+            let made = given(evidence.checksums_signature.as_deref(), "checksum file's signature")?;
+            let signature = over_text(text, key, made, &wanted)
+                .map_err(|error| error.context("signature over the checksum file"))?;
+            Some((signature.time(), signature.signer().clone()))
+        }
+    };
     let words = match (&table.signify, &table.openpgp) {
         (Some(_), Some(_)) => "checksum file signed with signify and OpenPGP",
         (Some(_), None) => "checksum file signed with signify",
         (None, Some(_)) => "checksum file signed with OpenPGP",
         (None, None) => "checksum file",
     };
-    Ok(Some((checksums::of_file(text, names.file)?, words)))
+    Ok(Some(((checksums::of_file(text, names.file)?, words), signed)))
+}
+
+/// Verifies a detached signature over a text that is at hand.
+fn over_text(text: &[u8], key: &[u8], made: &[u8], wanted: &Wanted<'_>) -> Result<Detached> {
+    let signature = Detached::prepare(key, made, wanted)?;
+    signature.holds(|lane: &Lane| {
+        let mut hashed = lane.context()?;
+        hashed.update(text);
+        Ok(hashed)
+    })?;
+    Ok(signature)
 }
 
 fn given<'a>(file: Option<&'a [u8]>, what: &str) -> Result<&'a [u8]> {

@@ -159,6 +159,23 @@ impl Store {
         Ok(VerifiedImage { folder, name: name.clone(), content, entry })
     }
 
+    /// Takes the image that answers for `manifest` out of the store, since it has changed after it was
+    /// proven: its file goes into quarantine, what was derived from it away.
+    pub(in crate::image) fn set_aside(&self, manifest: &Manifest, why: &Error) -> Result<()> {
+        let _lock = self.lock()?;
+        let key = manifest.identity();
+        let known = self.known(manifest.name())?;
+        let Some(entry) = known.entries.iter().find(|entry| entry.key == key) else {
+            return Ok(());
+        };
+        let folder = self.folder(&entry.sha256);
+        if let Some(content) = record::read::<Content>(&folder.join(Content::FILE))? {
+            self.quarantine(manifest.name(), &folder.join(content.file), why)?;
+            fs_err::remove_dir_all(&folder)?;
+        }
+        Ok(())
+    }
+
     /// Moves a download whose proofs did not hold out of the way, with the reason beside it, and
     /// returns where it is. Nothing looks for images there.
     pub(in crate::image) fn quarantine(

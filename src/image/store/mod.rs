@@ -26,7 +26,8 @@ use sha2::Digest as _;
 pub use adopt::Built;
 pub use prune::{Prune, Pruned};
 pub use record::Provenance;
-use record::{Content, Entry, Known, Stat};
+pub(super) use record::Stat;
+use record::{Content, Entry, Known};
 
 use super::digest::{Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
@@ -329,7 +330,7 @@ fn reread(path: &Utf8Path, content: &Content) -> Result<()> {
         Kind::Untrusted,
         format!("{path} has changed since it was proven: SHA-256 {} → {sha256}", content.sha256),
     )
-    .hint("`nestlab image prune` removes it; the next `image fetch` gets it again"))
+    .hint("`nestlab image fetch` sets it aside and gets it again; one that was built is built again once its folder is removed"))
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub(super) struct Form {
 /// What changes when a file is written to, replaced or restored. A file that still has it is not read
 /// again: its change time cannot be set by a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stat {
+pub(in crate::image) struct Stat {
     inode: u64,
     size: u64,
     /// Seconds and nanoseconds of the last modification and of the last change.
@@ -75,7 +75,8 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    pub(super) fn of(path: &Utf8Path) -> Result<Self> {
+    /// Returns how the plain file at `path` looks.
+    pub(in crate::image) fn of(path: &Utf8Path) -> Result<Self> {
         let meta = fs_err::symlink_metadata(path)?;
         if !meta.is_file() {
             return Err(Error::new(Kind::Untrusted, format!("{path} is not a plain file")));
