@@ -99,6 +99,22 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Returns the id of the step that it is about, if it is about one.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Event::StepSatisfied { step, .. }
+            | Event::StepStarted { step, .. }
+            | Event::StepProgress { step, .. }
+            | Event::StepOutput { step, .. }
+            | Event::StepDone { step, .. }
+            | Event::StepFailed { step, .. }
+            | Event::StepInterrupted { step, .. } => Some(step),
+            Event::RunStarted { .. } | Event::Notice { .. } | Event::RunEnded { .. } => None,
+        }
+    }
+}
+
 /// How much a [`Event::Notice`] matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -8,8 +8,10 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
-use nestlab::lab::{Lab, Labs};
+use nestlab::event::{Event, Feed};
+use nestlab::lab::{Entry, Lab, Labs};
 use nestlab::recipe::LabName;
+use nestlab::report::{Report, Reporter, RunLog};
 
 const STATE: &str = "NESTLAB_TEST_STATE";
 const ACT: &str = "NESTLAB_TEST_ACT";
@@ -167,6 +169,91 @@ fn what_a_killed_removal_left_is_swept() {
     assert_eq!(labs.read_dir_utf8().expect("lists").count(), 1);
 }
 
+/// Makes a log of a run of `command` with `events`.
+fn log(bench: &Bench, command: &str, events: impl Fn(&Feed)) {
+    struct Nobody;
+    impl Report for Nobody {
+        fn event(&mut self, _: &Event, _: std::time::Instant) {}
+        fn leave(&mut self) {}
+    }
+    let log = RunLog::create(&bench.lab.logs(), command).expect("makes");
+    events(&Reporter::showing(Box::new(Nobody), Some(log)).feed());
+}
+
+#[test]
+fn logs_shows_what_programs_said_of_the_guest_and_the_run_asked_for() {
+    let bench = Bench::new();
+    log(&bench, "up", |feed| feed.for_step("l1/upgrade").line("the run before"));
+    log(&bench, "up", |feed| {
+        feed.for_step("l1/upgrade").line("Get:1 \x1b[31mlinux-image");
+        feed.for_step("l2/start").line("of another guest");
+    });
+    let all = bench.nestlab(&["logs"]);
+    assert!(all.contains("  l1/upgrade | Get:1 linux-image\n"), "{all}");
+    assert!(all.contains("of another guest") && !all.contains("the run before"), "{all}");
+    let of_l1 = bench.nestlab(&["logs", "l1"]);
+    assert!(of_l1.contains("linux-image") && !of_l1.contains("of another guest"), "{of_l1}");
+    let before = bench.nestlab(&["logs", "--run", "2", "l1/upgrade"]);
+    assert!(before.contains("the run before") && !before.contains("linux-image"), "{before}");
+    assert_eq!(bench.nestlab(&["logs", "--list"]).lines().count(), 2);
+    let json = bench.nestlab(&["logs", "--json", "l2"]);
+    let line: serde_json::Value = serde_json::from_str(json.trim()).expect("one JSON line");
+    assert_eq!(
+        (line["event"].as_str(), line["step"].as_str()),
+        (Some("step-output"), Some("l2/start"))
+    );
+}
+
+#[test]
+fn a_run_or_a_guest_that_is_not_there_is_a_usage_error() {
+    let bench = Bench::new();
+    log(&bench, "up", |feed| feed.for_step("l1/upgrade").line("x"));
+    for arguments in [["logs", "--run=2"], ["logs", "l3"]] {
+        let output = bench.command(&arguments).output().expect("runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn gc_lists_a_lab_that_was_cut_off_and_destroys_it_only_when_told() {
+    let bench = Bench::new();
+    let journal = bench.lab.lock(["nestlab", "up"]).and_then(|lock| lock.journal()).expect("opens");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let command = vec!["nestlab".into(), "up".into()];
+    let started = Entry::RunStarted { command, version: "0".into(), pid: 1, steps: 3 };
+    runtime.block_on(journal.append(started)).expect("writes");
+    let at_work: serde_json::Value =
+        serde_json::from_str(&bench.nestlab(&["gc", "--json"])).expect("JSON");
+    assert_eq!(at_work["labs"].as_array().map(Vec::len), Some(0), "somebody is at work on it");
+    drop(journal);
+    let told = bench.nestlab(&["gc"]);
+    assert!(told.starts_with("demo: ended by force"), "{told}");
+    assert!(bench.lab.directory().exists());
+    assert!(bench.nestlab(&["gc", "--yes"]).contains("destroyed"));
+    assert!(!bench.lab.directory().exists());
+}
+
+#[test]
+fn bundle_prints_where_an_archive_without_keys_lies() {
+    let bench = Bench::new();
+    let key = bench.lab.keys().user().expect("makes");
+    log(&bench, "up", |feed| feed.for_step("l1/x").line(key.private()));
+    let path = Utf8PathBuf::from(bench.nestlab(&["bundle"]).trim());
+    let unpacked = bench.labs.state_directory().join("unpacked");
+    std::fs::create_dir(&unpacked).expect("makes");
+    let tar = Command::new("tar")
+        .args(["xzf", path.as_str(), "-C", unpacked.as_str(), "--strip-components=1"])
+        .status();
+    assert!(tar.expect("tar runs").success());
+    for file in ["README.txt", "recipe.toml", "L0/uname", "logs"] {
+        assert!(unpacked.join(file).exists(), "{file} is missing");
+    }
+    let secret = key.private().lines().nth(1).expect("a key has a body");
+    let grep = Command::new("grep").args(["-rqF", "--", secret, unpacked.as_str()]).status();
+    assert_eq!(grep.expect("grep runs").code(), Some(1), "a private key is in the bundle");
+}
+
 fn name(name: &str) -> LabName {
     name.parse().expect("a name")
 }
@@ -190,6 +277,20 @@ impl Bench {
         let labs = Labs::at(root.join("state"));
         let lab = labs.create(&name("demo"), "schema = 1\n").expect("makes");
         Bench { _scratch: scratch, labs, lab }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("nestlab"));
+        command.args(arguments).env("NESTLAB_STATE_DIR", self.labs.state_directory());
+        command
+    }
+
+    /// Runs nestlab, which succeeds, and returns its answer.
+    fn nestlab(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {told}");
+        String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     /// Starts the other process and waits until it holds the lock.

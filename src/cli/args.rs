@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use super::{
-    check, completions, copy, destroy, down, image, init, lock, man, plan, recipe, schema,
-    screenshot, serial, ssh, ssh_config, status, up,
+    bundle, check, completions, copy, destroy, down, gc, image, init, lock, logs, man, plan,
+    recipe, schema, screenshot, serial, ssh, ssh_config, status, up,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -69,6 +69,9 @@ pub(crate) enum Command {
     Lock(lock::Args),
     Down(down::Args),
     Destroy(destroy::Args),
+    Logs(logs::Args),
+    Bundle(bundle::Args),
+    Gc(gc::Args),
     Check(check::Args),
     Init(init::Args),
     Image(image::Args),

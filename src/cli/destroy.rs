@@ -35,7 +35,8 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result<()> {
+/// Removes `lab`, which is locked, and all that it made.
+pub(super) async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result<()> {
     if Blueprint::of(&lab)?.is_some() {
         let session = Session::of(lab.clone())?;
         let journal = lock.journal()?;

@@ -5,16 +5,19 @@
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
 mod args;
+mod bundle;
 mod check;
 mod completions;
 mod copy;
 mod destroy;
 mod down;
 mod failure;
+mod gc;
 mod guests;
 mod image;
 mod init;
 mod lock;
+mod logs;
 mod man;
 mod output;
 mod plan;
@@ -65,6 +68,9 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Screenshot(args) => screenshot::run(args, globals).await,
         Command::Down(args) => down::run(args, globals).await,
         Command::Destroy(args) => destroy::run(args, globals).await,
+        Command::Logs(args) => logs::run(args, globals).await,
+        Command::Bundle(args) => bundle::run(args, globals).await,
+        Command::Gc(args) => gc::run(args, globals).await,
         Command::Image(args) => image::run(args, globals).await,
         Command::Check(args) => check::run(args, globals).await,
         Command::Init(args) => init::run(args, globals).await,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::session::{Told, command_line};
-use super::{Globals, lock, output};
+use super::{Globals, bundle, lock, output};
 use crate::engine;
 use crate::error::Result;
 use crate::lab::{Lab, LabLock, Labs};
@@ -43,6 +43,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let held = lab.lock(command_line())?;
     let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
     let built = build(recipe, &lab, &held, &args, globals, &told).await;
+    if let Err(failure) = &built {
+        bundle::after(failure, &lab, &told).await;
+    }
     told.end();
     let world = built?;
     if !globals.json && !globals.quiet {

@@ -255,6 +255,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         })
     }
 
+    /// Returns the names of the VMs on `host`, whoever made them; of QEMU's, those that run.
+    async fn list(&self, host: &dyn Host) -> Result<Vec<String>>;
+
     /// Takes a snapshot called `name`.
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
 

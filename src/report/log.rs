@@ -34,7 +34,7 @@ impl RunLog {
         for log in earlier {
             fs_err::remove_file(log)?;
         }
-        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
+        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
         let path = directory.join(format!("{time}-{command}{ENDING}"));
         let file =
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(

@@ -184,6 +184,10 @@ impl Hypervisor for Qemu {
         screen::screenshot(host, spec, to).await
     }
 
+    async fn list(&self, host: &dyn Host) -> Result<Vec<String>> {
+        Ok(vm::names(&host.check(&scripts::arguments_of_all()).await?.stdout))
+    }
+
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {
         Folder(&spec.directory).serial()
     }

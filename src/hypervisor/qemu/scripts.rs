@@ -68,6 +68,12 @@ pub(super) fn look(folder: Folder<'_>) -> Command {
     script(LOOK, "nestlab-look").arg(folder.0.as_str())
 }
 
+/// Returns the command that prints the arguments of every process, each argument with a NUL.
+pub(super) fn arguments_of_all() -> Command {
+    // A process may end while it is looked at, and a kernel thread has no arguments.
+    script("cat /proc/[0-9]*/cmdline 2>/dev/null || true", "nestlab-list")
+}
+
 /// Makes the VM's own copy `$3` of the UEFI variables `$1`, which have the format `$2`.
 const COPY_VARIABLES: &str = r#"
 set -e

@@ -56,6 +56,18 @@ impl Vm {
     }
 }
 
+/// Returns the names of the VMs among the processes with these arguments, each ended by a NUL: what
+/// follows `-name guest=`, as this driver starts them.
+pub(super) fn names(arguments: &[u8]) -> Vec<String> {
+    let arguments: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
+    arguments
+        .windows(2)
+        .filter(|pair| pair[0] == b"-name")
+        .filter_map(|pair| std::str::from_utf8(pair[1]).ok()?.strip_prefix("guest="))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Opens the QMP of the process `pid`, which runs in `directory` on `host`.
 pub(super) async fn connect(host: &dyn Host, directory: &Utf8Path, pid: u32) -> Result<Qmp> {
     let socket = StreamAddress::Unix(Folder(directory).socket(argv::QMP_SOCKET, pid));
@@ -114,6 +126,13 @@ mod tests {
         }
         bytes.push(0);
         bytes
+    }
+
+    #[test]
+    fn the_vms_that_run_are_told_by_their_arguments() {
+        let arguments = b"sh\0-c\0x\0qemu-system-x86_64\0-name\0guest=nestlab-demo-l1\0-uuid\0u\0\
+            find\0-name\0*.rs\0vi\0-name\0";
+        assert_eq!(names(arguments), ["nestlab-demo-l1"]);
     }
 
     #[test]

@@ -409,6 +409,10 @@ impl Hypervisor for VirtualBox {
         Ok(())
     }
 
+    async fn list(&self, host: &dyn Host) -> Result<Vec<String>> {
+        machine::names(&self.manage(host).await?).await
+    }
+
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {
         serial_log(spec)
     }

@@ -35,6 +35,12 @@ async fn listed(manage: &Manage<'_>) -> Result<Vec<Listed>> {
     Ok(parse::list_vms(&manage.run(&["list", "vms"]).await?))
 }
 
+/// Returns the names of the VMs whose settings can be read.
+pub(crate) async fn names(manage: &Manage<'_>) -> Result<Vec<String>> {
+    let vms = listed(manage).await?.into_iter();
+    Ok(vms.filter(|vm| !vm.is_inaccessible()).map(|vm| vm.name).collect())
+}
+
 /// Returns the VM `uuid` as it is; `None` if it is not there, or its settings file cannot be read.
 pub(crate) async fn show(manage: &Manage<'_>, uuid: &str) -> Result<Option<Actual>> {
     match manage.run(&["showvminfo", uuid, "--machinereadable"]).await {

@@ -65,7 +65,7 @@ pub async fn bundle(
     cancel: &CancellationToken,
 ) -> Result<Bundle> {
     make_room(lab)?;
-    let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
+    let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
     let name = format!("nestlab-{}-{time}", lab.name());
     let mut gathering = Gathering {
         archive: Archive::create(&lab.logs().join(format!("{name}{ENDING}")), &name)?,

@@ -1,0 +1,182 @@
+//! `nestlab bundle`: everything that explains a failure, in one file.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::session::{Session, Told};
+use super::{Globals, output};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Feed, Level};
+use crate::host::{Command, HostRef, Patience};
+use crate::hypervisor::Power;
+use crate::lab::bundle::{self, Bundle, Source};
+use crate::lab::{Lab, Labs};
+use crate::plan::{Blueprint, Machines, Seat, l0};
+use crate::recipe::LabName;
+
+/// Gather what explains a failure into one file: logs, consoles, screens, kernel messages, versions
+///
+/// Every level that answers is asked. Private keys and passwords are never in it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  nestlab bundle            prints the path of the archive; `tar tf` lists what is in it
+
+A failed `nestlab up` makes one by itself.")]
+pub(crate) struct Args {
+    /// The lab [default: the only one]
+    lab: Option<LabName>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    schema: u32,
+    lab: String,
+    path: String,
+    files: Vec<String>,
+    missing: Vec<Missing>,
+}
+
+#[derive(Serialize)]
+struct Missing {
+    what: String,
+    why: String,
+}
+
+pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let lab = Labs::at(&globals.state_dir).choose(args.lab.as_ref())?;
+    let told = Told::begin(&Globals { json: false, ..globals.clone() }, None)?;
+    let made = gather(&lab, &told).await;
+    told.end();
+    let bundle = made?;
+    if globals.json {
+        let missing = bundle.missing.into_iter().map(|(what, why)| Missing { what, why }).collect();
+        let (lab, path) = (lab.name().to_string(), bundle.path.into_string());
+        output::print_json(&Answer { schema: 1, lab, path, files: bundle.files, missing })?;
+    } else {
+        output::print(&format!("{}\n", bundle.path))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a bundle because `failure` ended a run, and tells where it is. A failure that the user can
+/// understand without one gets none; that it cannot be made is said and no failure of its own.
+pub(super) async fn after(failure: &Error, lab: &Lab, told: &Told) {
+    let plain = matches!(
+        failure.kind(),
+        Kind::Usage | Kind::Recipe | Kind::Busy | Kind::Interrupted | Kind::HostCannot
+    );
+    if plain || told.cancel().is_cancelled() {
+        return;
+    }
+    match gather(lab, told).await {
+        Ok(bundle) => {
+            let text = format!("what explains the failure was gathered in {}", bundle.path);
+            told.feed.notice(Level::Info, text);
+        }
+        Err(error) => {
+            let text = format!("what explains the failure could not be gathered: {error}");
+            told.feed.notice(Level::Warning, text);
+        }
+    }
+}
+
+async fn gather(lab: &Lab, told: &Told) -> Result<Bundle> {
+    let feed = told.feed.for_step("bundle");
+    let mut asked = Asked::default();
+    if Blueprint::of(lab)?.is_some() {
+        let session = Session::of(lab.clone())?;
+        let cancel = told.cancel();
+        tokio::select! {
+            () = asked.every_level(&session.machines, &feed) => {}
+            () = cancel.cancelled() => {}
+        }
+    } else {
+        asked.level(l0::local(), Patience::NATIVE);
+    }
+    let Asked { sources, unreachable, temporary } = asked;
+    let made = bundle::bundle(lab, &sources, unreachable, &feed, &told.cancel()).await;
+    for (host, file) in temporary {
+        let remove = Command::new("rm").args(["-f", "--", file.as_str()]);
+        if let Err(error) = host.check(&remove).await {
+            told.feed.notice(Level::Warning, format!("{file} was left behind: {error}"));
+        }
+    }
+    made
+}
+
+/// The levels to ask, and what became of the others.
+#[derive(Default)]
+struct Asked {
+    sources: Vec<Source>,
+    unreachable: Vec<(String, String)>,
+    /// Screens that were taken for the bundle.
+    temporary: Vec<(HostRef, camino::Utf8PathBuf)>,
+}
+
+impl Asked {
+    fn level(&mut self, host: HostRef, patience: Patience) {
+        let name = host.name().to_owned();
+        self.sources.push(Source { name, host, patience, files: Vec::new() });
+    }
+
+    async fn every_level(&mut self, machines: &Machines, feed: &Feed) {
+        let blueprint = machines.blueprint();
+        self.level(machines.l0().clone(), Patience::new(blueprint.patience));
+        for machine in &blueprint.machines {
+            let name = machine.name.as_str();
+            feed.doing(format!("looking at {name}"));
+            match machines.seat(name).await {
+                Ok(seat) => self.guest(&seat).await,
+                Err(error) => self.unreachable.push((name.to_owned(), error.to_string())),
+            }
+            if machine.login.is_none() {
+                continue;
+            }
+            match entered(machines, name).await {
+                Ok((host, patience)) => self.level(host, patience),
+                Err(error) => self.unreachable.push((name.to_owned(), error.to_string())),
+            }
+        }
+    }
+
+    /// Adds what the host of a guest has of it: its logs, its console, its screen.
+    async fn guest(&mut self, seat: &Seat) {
+        let (host, spec) = (&seat.host, &seat.machine.spec);
+        let name = seat.machine.name.as_str();
+        let mut files = Vec::new();
+        match seat.hypervisor.traces(&**host, spec).await {
+            Ok(traces) => files.extend(
+                traces.into_iter().map(|trace| (format!("{name}/{}", trace.name), trace.path)),
+            ),
+            Err(error) => self.unreachable.push((format!("{name}'s logs"), error.to_string())),
+        }
+        match self.screen(seat).await {
+            Ok(screen) => files.extend(screen.map(|path| (format!("{name}/screen.png"), path))),
+            Err(error) => self.unreachable.push((format!("{name}'s screen"), error.to_string())),
+        }
+        if let Some(source) = self.sources.iter_mut().find(|source| source.name == host.name()) {
+            source.files.extend(files);
+        }
+    }
+
+    async fn screen(&mut self, seat: &Seat) -> Result<Option<camino::Utf8PathBuf>> {
+        let power = seat.inspect().await?.map(|actual| actual.power);
+        if !matches!(power, Some(Power::Running | Power::Paused)) {
+            return Ok(None);
+        }
+        let spec = &seat.machine.spec;
+        let file = spec.directory.join("bundle-screen.png");
+        self.temporary.push((seat.host.clone(), file.clone()));
+        seat.hypervisor.screenshot(&*seat.host, spec, &file).await?;
+        Ok(Some(file))
+    }
+}
+
+async fn entered(machines: &Machines, name: &str) -> Result<(HostRef, Patience)> {
+    let (host, patience) = (machines.host(name).await?, machines.patience(name).await?);
+    // A session connects when it is first used: one that cannot would fail every question.
+    host.check(&Command::new("true")).await?;
+    Ok((host, patience))
+}
