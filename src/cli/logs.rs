@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::session::{Session, style};
+use super::session::style;
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress, printable};
-use crate::host::Command;
 use crate::lab::{Lab, Labs};
 use crate::recipe::LabName;
 use crate::report::json::Line;
@@ -27,7 +26,8 @@ Examples:
   nestlab logs l1/upgrade         one step, with what its commands said
   nestlab logs --list             the runs whose logs are kept
   nestlab logs --run 2            the run before the last
-  nestlab logs l2 --serial        the serial console of l2")]
+
+`nestlab console GUEST` shows what a guest writes to its serial console.")]
 pub(crate) struct Args {
     /// Only this guest or step
     what: Option<String>,
@@ -39,11 +39,8 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..))]
     run: u32,
     /// List the runs
-    #[arg(long, conflicts_with_all = ["what", "serial"])]
+    #[arg(long, conflicts_with = "what")]
     list: bool,
-    /// Show a guest's serial console instead
-    #[arg(long, requires = "what")]
-    serial: bool,
 }
 
 /// A run whose log is kept.
@@ -62,10 +59,10 @@ struct Answer {
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let lab = Labs::at(&globals.state_dir).choose(args.lab.as_ref())?;
-    match (&args.what, args.serial) {
-        (Some(guest), true) => serial(lab, guest).await?,
-        _ if args.list => list(&lab, globals)?,
-        (what, _) => show(&lab, args.run, what.as_deref(), globals)?,
+    if args.list {
+        list(&lab, globals)?;
+    } else {
+        show(&lab, args.run, args.what.as_deref(), globals)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -127,15 +124,6 @@ fn told(line: &Line, tell: &Tell) -> Option<String> {
     }?;
     let time = line.at.to_zoned_datetime(TimeZone::system()).strftime("%H:%M:%S");
     Some(format!("{time}  {said}\n"))
-}
-
-/// Shows what `guest` wrote to its serial console, made safe for a terminal.
-async fn serial(lab: Lab, guest: &str) -> Result<()> {
-    let session = Session::of(lab)?;
-    let seat = session.machines.seat(guest).await?;
-    let file = seat.hypervisor.serial_log(&seat.machine.spec);
-    let written = seat.host.check(&Command::new("cat").args(["--", file.as_str()])).await?;
-    output::print(&printable(&written.text()))
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub async fn run(
     };
     let mut run = Run::new(plan, options.retry, journal.clone(), feed.clone(), cancel);
     match journal.append(started).await {
-        Ok(()) => run.to_the_end().await,
+        Ok(()) => run.drive().await,
         Err(error) => run.failure = Some(error),
     }
     let mut summary = run.summary(began);
@@ -159,7 +159,7 @@ impl Run {
         }
     }
 
-    async fn to_the_end(&mut self) {
+    async fn drive(&mut self) {
         loop {
             if !self.stop.is_cancelled() {
                 self.begin_what_is_ready();
