@@ -5,7 +5,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`probe`] | finds QEMU, and tries how guests execute |
+//! | [`probe`], [`trial`] | find QEMU, and try how guests execute |
 //! | [`micro_guest`] | the guest that shows whether they do |
 //! | [`definition`] | `guest.json`, and what differs from it |
 //! | [`argv`] | the command line; pure |
@@ -29,6 +29,7 @@ mod scripts;
 mod snapshot;
 #[cfg(test)]
 mod specimen;
+mod trial;
 mod vm;
 
 use async_trait::async_trait;

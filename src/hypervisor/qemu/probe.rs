@@ -6,10 +6,11 @@ use camino::Utf8PathBuf;
 
 use super::confinement::Confinement;
 use super::machine::detail;
-use super::micro_guest::{self, Sighting};
+use super::micro_guest::Sighting;
 use super::scripts;
+use super::trial::{Kvm, Outcome, Trial};
 use crate::error::{Error, Kind, Result};
-use crate::host::{Host, Patience};
+use crate::host::Host;
 use crate::hypervisor::{Acceleration, Nesting, Probe};
 
 /// Where QEMU's program is, in order of preference: on PATH, and where Fedora and RHEL keep theirs.
@@ -32,13 +33,6 @@ const EFI: [(&str, &str, &str); 7] = [
 
 /// Windows that QEMU can open, the preferred ones first.
 const WINDOWS: [&str; 2] = ["gtk", "sdl"];
-
-/// The factor of [`Patience`] for TCG at least: a whole system is about twenty times slower than on the
-/// processor (measured with Debian), more than the micro-guest's work shows.
-const TCG_FACTOR: f64 = 20.0;
-
-/// From this factor on, KVM might be emulated itself, and is compared with TCG.
-const SUSPICIOUS_FACTOR: f64 = 10.0;
 
 /// Prints what there is, one `key=value` a line: the first program of those before `--`, and the files
 /// after it that can be read.
@@ -82,6 +76,14 @@ impl Survey {
     fn has(&self, key: &str, value: &str) -> bool {
         self.all(key).any(|found| found == value)
     }
+
+    fn kvm(&self) -> Kvm {
+        match (self.has("kvm", "there"), self.has("kvm", "open")) {
+            (false, _) => Kvm::Absent,
+            (true, false) => Kvm::Closed,
+            (true, true) => Kvm::Open,
+        }
+    }
 }
 
 /// QEMU as it lies on a host, before it is tried.
@@ -92,10 +94,17 @@ struct Found {
     survey: Survey,
 }
 
+impl Found {
+    fn trial<'a>(&'a self, host: &'a dyn Host) -> Trial<'a> {
+        let strictest = Confinement::strictest(&self.version, host.is_root());
+        Trial { host, program: &self.program, strictest }
+    }
+}
+
 /// Finds QEMU on `host` and tries how guests execute there.
 pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
     let found = find(host).await?;
-    let outcome = Trial::new(host, &found).run(&found.survey).await?;
+    let outcome = found.trial(host).run(found.survey.kvm()).await?;
     let mut details = details(&found.survey);
     details.insert(detail::CONFINEMENT.to_owned(), outcome.confinement.to_string());
     Ok(Probe {
@@ -113,7 +122,7 @@ pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
 /// Runs the micro-guest on `host` and returns what was seen of it.
 pub(super) async fn try_guest(host: &dyn Host, acceleration: Acceleration) -> Result<Sighting> {
     let found = find(host).await?;
-    let (seen, _confinement) = Trial::new(host, &found).seen(acceleration).await?;
+    let (seen, _confinement) = found.trial(host).seen(acceleration).await?;
     Ok(seen)
 }
 
@@ -170,112 +179,6 @@ fn details(survey: &Survey) -> BTreeMap<String, String> {
     details
 }
 
-/// How guests turned out to execute.
-#[derive(Debug, PartialEq)]
-struct Outcome {
-    acceleration: Acceleration,
-    confinement: Confinement,
-    patience: Patience,
-    nests: bool,
-    notes: Vec<String>,
-}
-
-struct Trial<'a> {
-    host: &'a dyn Host,
-    program: &'a str,
-    strictest: Confinement,
-}
-
-impl<'a> Trial<'a> {
-    fn new(host: &'a dyn Host, found: &'a Found) -> Self {
-        let strictest = Confinement::strictest(&found.version, host.is_root());
-        Trial { host, program: &found.program, strictest }
-    }
-
-    /// Tries KVM, and TCG if KVM does not run a guest or is no faster.
-    async fn run(&self, survey: &Survey) -> Result<Outcome> {
-        let (why, kvm) = match self.kvm(survey).await? {
-            Ok((seen, confinement)) if seen.patience().factor() < SUSPICIOUS_FACTOR => {
-                return Ok(outcome(Acceleration::Kvm, confinement, &seen));
-            }
-            Ok(slow) => ("KVM is slower here than emulation".to_owned(), Some(slow)),
-            Err(why) => (why, None),
-        };
-        let (tcg, confinement) = self.seen(Acceleration::Tcg).await?;
-        match kvm {
-            Some((seen, confinement)) if !tcg.ran() || seen.work <= tcg.work => {
-                return Ok(outcome(Acceleration::Kvm, confinement, &seen));
-            }
-            _ if !tcg.ran() => {
-                return Err(Error::new(
-                    Kind::HostCannot,
-                    format!("{} runs no guest here: {}", self.program, tcg.summary()),
-                )
-                .on(self.host.name())
-                .tail(tcg.complaint.as_bytes()));
-            }
-            _ => {}
-        }
-        let mut outcome = outcome(Acceleration::Tcg, confinement, &tcg);
-        outcome.notes.insert(0, emulated(self.host.name(), &why, outcome.patience));
-        Ok(outcome)
-    }
-
-    /// Returns a guest that ran on KVM, or why none did.
-    async fn kvm(&self, survey: &Survey) -> Result<Result<(Sighting, Confinement), String>> {
-        if !survey.has("kvm", "there") {
-            return Ok(Err("there is no /dev/kvm".to_owned()));
-        }
-        if !survey.has("kvm", "open") {
-            return Ok(Err(
-                "/dev/kvm is not open to this user (is it in the group kvm?)".to_owned()
-            ));
-        }
-        let (seen, confinement) = self.seen(Acceleration::Kvm).await?;
-        if seen.ran() {
-            return Ok(Ok((seen, confinement)));
-        }
-        Ok(Err(format!("/dev/kvm is there, but {}", seen.summary())))
-    }
-
-    /// Runs a micro-guest, confined as strictly as QEMU lets it here.
-    async fn seen(&self, acceleration: Acceleration) -> Result<(Sighting, Confinement)> {
-        let confined =
-            micro_guest::run(self.host, self.program, acceleration, self.strictest).await?;
-        if confined.ran() || !confined.said.is_empty() {
-            return Ok((confined, self.strictest));
-        }
-        let bare =
-            micro_guest::run(self.host, self.program, acceleration, Confinement::None).await?;
-        Ok(if bare.ran() { (bare, Confinement::None) } else { (confined, self.strictest) })
-    }
-}
-
-fn outcome(acceleration: Acceleration, confinement: Confinement, seen: &Sighting) -> Outcome {
-    let measured = seen.patience();
-    let patience = match acceleration {
-        Acceleration::Tcg => Patience::new(measured.factor().max(TCG_FACTOR)),
-        _ => measured,
-    };
-    let mut notes = Vec::new();
-    if confinement == Confinement::None {
-        notes.push(
-            "QEMU runs unconfined here: it refused its system call filter (-sandbox) or a user of \
-             its own"
-                .to_owned(),
-        );
-    }
-    Outcome { acceleration, confinement, patience, nests: seen.nests(), notes }
-}
-
-/// Returns what to tell about a host whose guests are emulated.
-fn emulated(host: &str, why: &str, patience: Patience) -> String {
-    format!(
-        "guests on {host} are emulated (TCG), about {:.0} times slower than the processor: {why}",
-        patience.factor()
-    )
-}
-
 fn nesting(trial: &Outcome, survey: &Survey) -> Nesting {
     if trial.nests {
         return Nesting::Proven;
@@ -296,6 +199,8 @@ fn nesting(trial: &Outcome, survey: &Survey) -> Nesting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Patience;
+    use crate::host::scripted::Scripted;
 
     #[test]
     fn versions_of_distributions_are_read() {
@@ -307,6 +212,14 @@ mod tests {
             assert_eq!(version(text).expect(text).to_string(), wanted);
         }
         assert_eq!(version("no such program"), None);
+    }
+
+    #[tokio::test]
+    async fn a_host_without_qemu_is_told_how_to_install_it() {
+        let host = Scripted::new("l1").expect_with(["sh", "nestlab-survey"]).prints("");
+        let error = probe(&host).await.expect_err("nothing is there");
+        assert_eq!((error.kind(), error.host()), (Kind::HostCannot, Some("l1")));
+        assert!(error.hints()[0].contains("apt install --no-install-recommends qemu-system-x86"));
     }
 
     #[test]
