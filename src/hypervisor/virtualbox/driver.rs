@@ -261,23 +261,39 @@ impl Hypervisor for VirtualBox {
         let installed = self.installed(host).await?;
         let mut found = look(host).await?;
         found.around.virtualbox = Some(installed.version.clone());
+        let refuse = |message: &str, fault: Fault| {
+            let error = Error::new(Kind::HostCannot, message).on(host.name());
+            let hints = remedies::hints(fault, &found.around);
+            Err(hints.into_iter().fold(error, Error::hint))
+        };
         if found.driver == Some(false) {
-            let error = Error::new(Kind::HostCannot, "VirtualBox's kernel driver is not loaded")
-                .on(host.name());
-            return Err(remedies::hints(Fault::Driver, &found.around)
-                .into_iter()
-                .fold(error, Error::hint));
+            return refuse("VirtualBox's kernel driver is not loaded", Fault::Driver);
         }
         let manage = Manage::new(host, installed.clone());
         let hostinfo = parse::fields(&manage.run(&["list", "hostinfo"]).await?);
-        let nests = hostinfo.get("Processor supports nested HW virtualization");
+        let says =
+            |what: &str| hostinfo.get(&format!("Processor supports {what}")).map(String::as_str);
+        // Only Linux has no other way to execute guests than VirtualBox's own driver.
+        let virtualizes = says("HW virtualization") != Some("no");
+        if found.driver.is_some() && !virtualizes {
+            return refuse(
+                "VirtualBox cannot run 64-bit guests here",
+                Fault::VirtualizationMissing,
+            );
+        }
+        let nesting = if virtualizes {
+            let nests = says("nested HW virtualization");
+            remedies::nesting(&installed.version, found.around.cpu, nests)
+        } else {
+            Nesting::Absent(remedies::hints(Fault::Nem, &found.around).join("; "))
+        };
         let patience = found.patience();
         self.lock()
             .insert(host.name().to_owned(), Known { installed: installed.clone(), patience });
         Ok(Probe {
             acceleration: Acceleration::VirtualBox,
             patience,
-            nesting: nesting(&installed, &found, nests.map(String::as_str)),
+            nesting,
             details: BTreeMap::new(),
             notes: notes(&installed, &found),
             version: installed.version,
@@ -489,10 +505,6 @@ fn bare_probe(installed: &Installed) -> Probe {
         details: BTreeMap::new(),
         notes: Vec::new(),
     }
-}
-
-fn nesting(installed: &Installed, found: &Found, hostinfo_says: Option<&str>) -> Nesting {
-    remedies::nesting(&installed.version, found.around.cpu, hostinfo_says)
 }
 
 /// Returns what a user should know about VirtualBox on this host.

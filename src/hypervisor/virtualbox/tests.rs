@@ -247,6 +247,14 @@ async fn a_host_without_the_driver_is_refused_and_one_with_it_is_measured() {
     assert_eq!(error.kind(), Kind::HostCannot);
     assert!(error.report().contains("mokutil --import"), "{error:?}");
 
+    let blind = host()
+        .expect_with(["sh", "-c"])
+        .prints("system Linux\nkernel 7.2.13-amd64\ndriver present\n")
+        .expect(vbox(&["list", "hostinfo"]))
+        .prints(printed("hostinfo"));
+    let error = VirtualBox::new().probe(&blind).await.unwrap_err();
+    assert!(error.message().contains("64-bit guests"), "{error:?}");
+
     let with = host()
         .expect_with(["sh", "-c"])
         .prints(
