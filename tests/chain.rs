@@ -1,0 +1,208 @@
+//! The main job on real input: real QEMU, a real Debian in it, real apt, the real VirtualBox in that, and
+//! a real guest of that VirtualBox that answers. Nothing here is simulated but the publisher of the OVA,
+//! which stands on loopback under the URL layout of Kicksecure's, with a key made for the run.
+
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/publisher.rs"]
+mod publisher;
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+
+use lab::{Nestlab, processes_naming};
+use publisher::{Publisher, Release};
+
+/// What L2's own appliance says about itself to nestlab; the rest is the publisher's manifest.
+const OFFER: &str = r#"
+[guest]
+user = "root"
+ssh = true
+ready = "ssh"
+memory = "512MiB"
+firmware = "bios"
+seed = "cidata"
+"#;
+
+/// A 64-bit appliance as an OVA, built from the Debian archive.
+fn appliance(nestlab: &Nestlab) -> Vec<u8> {
+    let path = nestlab.ok(&["image", "build", "appliance", "--format", "ova"]);
+    std::fs::read(path.trim()).expect("the store can be read")
+}
+
+/// An older copy of a package that every Debian has: L1 is built with it, so that there is something to
+/// upgrade, whatever the archive holds today.
+fn outdated_package(folder: &Path) -> String {
+    let run = |command: &mut Command| {
+        let output = command.current_dir(folder).output().expect("dpkg's tools run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(Command::new("apt-get").args(["-q", "download", "hostname"]));
+    let downloaded = std::fs::read_dir(folder)
+        .expect("the folder")
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("hostname_"))
+        .expect("the package came")
+        .path();
+    run(Command::new("dpkg-deb").arg("-R").arg(&downloaded).arg("tree"));
+    let control = folder.join("tree/DEBIAN/control");
+    let text = std::fs::read_to_string(&control).expect("a control file");
+    let older: String = text
+        .lines()
+        .map(|line| {
+            if line.starts_with("Version:") {
+                "Version: 0~nestlab1\n".to_owned()
+            } else {
+                format!("{line}\n")
+            }
+        })
+        .collect();
+    std::fs::write(&control, older).expect("the control file can be written");
+    run(Command::new("dpkg-deb").args(["--root-owner-group", "-b", "tree", "hostname_old.deb"]));
+    folder.join("hostname_old.deb").display().to_string()
+}
+
+/// The recipe of the whole chain, its manifests beside it.
+fn recipe(folder: &Path, publisher: &Publisher, release: &Release) -> String {
+    let deb = outdated_package(folder);
+    let l1 = include_str!("../images/debian-sid.toml");
+    let l1 = l1.replacen("[build]\n", &format!("[build]\ndebs = [{deb:?}]\n"), 1);
+    assert!(l1.contains("debs = ["), "images/debian-sid.toml has a [build] table");
+    let l1 = l1.replacen("name = \"debian-sid\"", "name = \"debian-outdated\"", 1);
+    std::fs::write(folder.join("l1.toml"), l1).expect("the manifest can be written");
+    let manifest = publisher.manifest_toml(release);
+    let manifest = match manifest.split_once("\n[guest]") {
+        Some((before, _)) => before.to_owned(),
+        None => manifest,
+    };
+    std::fs::write(folder.join("l2.toml"), format!("{manifest}\n{OFFER}")).expect("the manifest");
+    let recipe = r#"
+schema = 1
+name = "chain"
+
+[host]
+hypervisor = "qemu"
+
+[[guest]]
+name = "l1"
+image = "./l1.toml"
+cpus = 2
+overcommit = true             # L0 has but two cores: L1 takes both, so that L2 has something to be fewer than
+memory = "5GiB"
+hypervisor = "virtualbox"
+
+[[guest]]
+name = "l2"
+image = "./l2.toml"
+"#;
+    let path = folder.join("chain.toml");
+    std::fs::write(&path, recipe).expect("the recipe can be written");
+    path.display().to_string()
+}
+
+#[test]
+fn one_command_builds_a_guest_in_virtualbox_in_debian_in_qemu_and_another_takes_it_away() {
+    let nestlab = Nestlab::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let publisher = Publisher::start();
+    let release = publisher.publish_ova("LXQt", "18.2.1.9", appliance(&nestlab));
+    let recipe = recipe(folder.path(), &publisher, &release);
+
+    nestlab.ok(&["plan", &recipe]);
+    nestlab.ok(&["up", &recipe]);
+
+    l1_was_provisioned(&nestlab);
+    l2_runs_on_hardware_virtualization(&nestlab);
+    l2_answers_for_itself(&nestlab);
+    a_second_up_changes_nothing(&nestlab, &recipe);
+    destroy_leaves_nothing(&nestlab);
+}
+
+fn l1_was_provisioned(nestlab: &Nestlab) {
+    let l1 = nestlab.way_in("chain", &["l1"]);
+    let history = l1.sh("cat /var/log/apt/history.log");
+    let commands: Vec<_> =
+        history.lines().filter_map(|line| line.strip_prefix("Commandline: ")).collect();
+    println!("L1's apt history:\n  {}", commands.join("\n  "));
+    assert!(commands.iter().any(|command| command.contains("full-upgrade")), "{history}");
+    let install = commands.iter().find(|command| command.ends_with(" virtualbox"));
+    let install = install.expect("virtualbox was installed");
+    assert!(install.contains("--no-install-recommends"), "{install}");
+    let version = l1.sh("VBoxManage --version");
+    println!("VirtualBox in L1: {version}");
+    assert!(version.starts_with("7.2."), "{version}");
+}
+
+fn l2_runs_on_hardware_virtualization(nestlab: &Nestlab) {
+    let l1 = nestlab.way_in("chain", &["l1"]);
+    let log = l1.sh("cat /root/VirtualBox*VMs/*/Logs/VBox.log /var/lib/nestlab/chain/l2/*/Logs/VBox.log 2>/dev/null || true");
+    let paging = log.lines().find(|line| line.contains("HM:") && line.contains("nested paging"));
+    let paging = paging.expect("VBox.log tells how the guest is executed");
+    println!("VBox.log: {paging}");
+    let serial = l1.sh("cat /var/lib/nestlab/chain/l2/serial.log");
+    let ready = serial.lines().find(|line| line.contains("nestlab: ready l2"));
+    println!("serial.log: {}", ready.expect("L2's serial console says that it is up"));
+}
+
+fn l2_answers_for_itself(nestlab: &Nestlab) {
+    let l2 = nestlab.way_in("chain", &["l1", "l2"]);
+    let (cpus, machine, name) = (l2.sh("nproc"), l2.sh("uname -m"), l2.sh("hostname"));
+    println!("L2: {cpus} CPU, {machine}, {name}");
+    assert_eq!((cpus.as_str(), machine.as_str(), name.as_str()), ("1", "x86_64", "l2"));
+    let ours = nestlab.ok(&["ssh", "l2", "--", "nproc"]);
+    assert_eq!(ours.trim(), "1", "nestlab ssh runs the same command");
+}
+
+fn a_second_up_changes_nothing(nestlab: &Nestlab, recipe: &str) {
+    let output = nestlab.command(&["up", recipe, "--json"]).output().expect("nestlab runs");
+    let events = String::from_utf8(output.stdout).expect("UTF-8");
+    let ended: Vec<serde_json::Value> = events
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an event a line"))
+        .filter(|event: &serde_json::Value| event["event"] == "run-ended")
+        .collect();
+    assert_eq!(ended.len(), 1, "{events}");
+    println!("second up: {} changed, {} satisfied", ended[0]["changed"], ended[0]["satisfied"]);
+    assert_eq!(ended[0]["changed"], 0, "{events}");
+    assert!(ended[0]["satisfied"].as_u64() > Some(10), "{events}");
+}
+
+fn destroy_leaves_nothing(nestlab: &Nestlab) {
+    let address = nestlab.guest("chain", "l1")["address"].as_str().expect("an address").to_owned();
+    TcpStream::connect(&address).expect("L1's port is open before");
+    let state = nestlab.state().display().to_string();
+    assert!(!processes_naming(&state).is_empty(), "L1 is a process");
+    nestlab.ok(&["destroy", "chain", "--yes"]);
+    assert_eq!(processes_naming(&state), Vec::<String>::new());
+    TcpStream::connect(&address).expect_err("L1's port is closed after");
+    assert!(!nestlab.lab("chain").exists(), "the lab's directory is gone");
+    let labs = nestlab.json(&["status"]);
+    assert_eq!(labs["labs"], serde_json::json!([]));
+}
+
+#[test]
+fn a_tampered_ova_ends_the_run_with_exit_code_4_before_anything_is_made_in_l1() {
+    let nestlab = Nestlab::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let publisher = Publisher::start();
+    let ova = appliance(&nestlab);
+    let release = publisher.publish_ova("CLI", "18.2.1.9", ova.clone());
+    let mut tampered = ova;
+    let middle = tampered.len() / 2;
+    tampered[middle] ^= 1;
+    publisher.server.serve(&release.path, tampered);
+    let recipe = recipe(folder.path(), &publisher, &release);
+
+    let output = nestlab.run(&["up", &recipe]);
+    assert_eq!(output.status.code(), Some(4), "an image that is not trusted");
+    let journal = std::fs::read_to_string(nestlab.lab("chain").join("journal.jsonl")).expect("it");
+    let made = journal.lines().filter(|line| line.contains("\"host\":\"l1\""));
+    assert_eq!(made.count(), 0, "nothing was made on L1:\n{journal}");
+    let kept = nestlab.json(&["image", "list"]);
+    let kept = kept["images"].as_array().expect("images").iter();
+    let names: Vec<_> = kept.map(|image| image["name"].as_str().unwrap_or_default()).collect();
+    assert!(!names.contains(&release.name.as_str()), "it is not in the store: {names:?}");
+    nestlab.ok(&["destroy", "chain", "--yes"]);
+    assert_eq!(processes_naming(&nestlab.state().display().to_string()), Vec::<String>::new());
+}
