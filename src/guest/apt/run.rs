@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 
+use sha2::{Digest as _, Sha256};
+
 use super::status::{self, Status};
 use super::trouble::{Cause, Trouble};
 use crate::error::{Error, Result};
 use crate::event::Feed;
 use crate::guest::Site;
-use crate::host::{Command, Exit, StdStream};
+use crate::host::job::{self, JobSpec};
+use crate::host::{Command, Exit};
 
 /// How many lines are kept for the error report; it shows the last of them.
 const KEPT: usize = 60;
@@ -40,32 +43,25 @@ impl Transcript {
     }
 }
 
-/// Runs `command` so that a lost connection does not end it, and returns what it said.
+/// Where jobs lie in a guest that is entered as root.
+const JOBS: &str = "/var/lib/nestlab/jobs";
+
+/// The same for another user: below the home directory, where commands begin.
+const JOBS_OF_USER: &str = ".local/state/nestlab/jobs";
+
+/// Runs `command` as a job, so that neither a lost connection nor the end of nestlab ends it, and returns
+/// what it said. The same command attaches to the one that still runs.
 pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transcript> {
     site.proceed()?;
+    let words = Sha256::digest(command.argv().join("\0"));
+    let spec = JobSpec {
+        id: format!("{}-{}", command.argv()[0], hex::encode(&words[..8])),
+        command: command.clone(),
+        directory: if site.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
+    };
     let mut reader = Reader::new(site.feed);
-    let mut lines = Lines::default();
-    let exit = site
-        .host
-        .run_streaming(command, &mut |stream, bytes| {
-            let _: StdStream = stream;
-            lines.push(bytes, &mut |line| reader.line(line));
-        })
-        .await?;
+    let exit = job::run(site.host, &spec, &mut |line| reader.line(line), site.cancel).await?;
     Ok(reader.end(command.clone(), exit))
-}
-
-#[derive(Default)]
-struct Lines(Vec<u8>);
-
-impl Lines {
-    fn push(&mut self, bytes: &[u8], on_line: &mut dyn FnMut(&str)) {
-        self.0.extend_from_slice(bytes);
-        while let Some(end) = self.0.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = self.0.drain(..=end).collect();
-            on_line(&String::from_utf8_lossy(&line[..end]));
-        }
-    }
 }
 
 /// Reads the lines as they come.
