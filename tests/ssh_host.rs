@@ -1,5 +1,7 @@
 //! The SSH host against a real sshd.
 
+#[path = "support/dropbear.rs"]
+mod dropbear;
 #[path = "support/sshd.rs"]
 mod sshd;
 
@@ -8,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dropbear::Dropbear;
 use nestlab::Kind;
 use nestlab::event::{Event, Feed, Progress};
 use nestlab::host::job::{self, JobSpec};
@@ -512,6 +515,83 @@ async fn a_job_whose_host_was_rebooted_is_lost() {
     assert!(error.message().contains("rebooted"), "{error:?}");
     assert_eq!((lines, error.output_tail()), (vec!["half way".to_owned()], Some("half way")));
     assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn an_appliance_with_dropbear_and_busybox_is_as_good_a_host() {
+    let dropbear = Dropbear::start();
+    let host = dropbear.host();
+    let output = host.check(&shell("readlink -f /proc/$$/exe; echo err >&2")).await.unwrap();
+    assert!(output.text().contains("busybox"), "{}", output.text());
+    assert_eq!(output.error_text(), "err\n");
+    assert_eq!(host.run(&shell("exit 7")).await.unwrap().exit, Exit::Code(7));
+    let killed = host.run(&shell("kill -KILL $$")).await.unwrap();
+    assert_eq!(killed.exit, Exit::Signal("KILL".into()));
+    assert_eq!(host.run(&Command::new("qemu-img")).await.unwrap_err().hints().len(), 1);
+
+    let flood = shell("head -c 8388608 /dev/zero >&2; head -c 8388609 /dev/zero");
+    let output = host.check(&flood).await.unwrap();
+    assert_eq!((output.stdout.len(), output.stderr.len()), (8388609, 8388608));
+    let input = vec![7; 4 << 20];
+    assert!(host.check(&Command::new("cat").stdin(input.clone())).await.unwrap().stdout == input);
+
+    let (from, there, back) = (dropbear.path("from"), dropbear.path("it's"), dropbear.path("back"));
+    std::fs::write(&from, &input).unwrap();
+    host.put(&from, &there, 0o640, &Feed::silent()).await.unwrap();
+    host.get(&there, &back, &Feed::silent()).await.unwrap();
+    assert!(std::fs::read(&back).unwrap() == input);
+
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = StreamAddress::Tcp("127.0.0.1".into(), tcp.local_addr().unwrap().port());
+    tokio::spawn(async move { echo(&mut tcp.accept().await.unwrap().0).await });
+    let mut stream = host.open_stream(&address).await.unwrap();
+    stream.write_all(b"to and fro").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).await.unwrap();
+    assert_eq!(back, "to and fro");
+
+    let nowhere = StreamAddress::Unix(dropbear.path("socket"));
+    let error = host.open_stream(&nowhere).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error:?}");
+}
+
+#[tokio::test]
+async fn an_appliance_ends_what_is_silent_or_dropped() {
+    let dropbear = Dropbear::start();
+    let host = dropbear.host();
+    let command = shell("echo $$; trap '' TERM; while :; do sleep 1000; done");
+    let mut said = Vec::new();
+    let error = host
+        .run_streaming(&command.silence(Duration::from_secs(1)), &mut |_, bytes| {
+            said.extend_from_slice(bytes);
+        })
+        .await
+        .unwrap_err();
+    assert!(error.message().contains("wrote nothing"), "{error:?}");
+    let pid = String::from_utf8(said).unwrap().trim().parse().unwrap();
+    until(|| !is_alive(pid)).await;
+}
+
+#[tokio::test]
+async fn an_appliance_runs_jobs() {
+    let dropbear = Dropbear::start();
+    let spec = JobSpec {
+        id: "job".to_owned(),
+        command: shell("cat; seq 20000; exit 4").env("A", "b c").stdin("given\n"),
+        directory: dropbear.path("jobs"),
+    };
+    let mut lines = Vec::new();
+    let mut on_line = |line: &str| lines.push(line.to_owned());
+    let cancel = CancellationToken::new();
+    let exit = job::run(&*dropbear.host(), &spec, &mut on_line, &cancel).await;
+    assert_eq!(exit.unwrap(), Exit::Code(4));
+    assert_eq!((lines.len(), lines[0].as_str(), lines[20000].as_str()), (20001, "given", "20000"));
+    let stalling =
+        JobSpec { command: shell("exec sleep 1000").silence(Duration::from_secs(1)), ..spec };
+    let error = job::run(&*dropbear.host(), &stalling, &mut |_| {}, &cancel).await.unwrap_err();
+    assert!(error.message().contains("stalled"), "{error:?}");
+    assert_eq!(std::fs::read_dir(dropbear.path("jobs")).unwrap().count(), 0);
 }
 
 /// What a server does instead of speaking SSH.

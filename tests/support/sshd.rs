@@ -150,7 +150,7 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 }
 
 /// Kills one process.
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().expect("a pid")).expect("not 0");
     // It may have ended by itself.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -163,7 +163,7 @@ pub(crate) fn kill_group(leader: u32) {
     let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
 }
 
-fn keygen(path: &std::path::Path) {
+pub(crate) fn keygen(path: &std::path::Path) {
     let made = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-f"])
         .arg(path)
@@ -172,7 +172,7 @@ fn keygen(path: &std::path::Path) {
     assert!(made.success());
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("bound").port()
 }

@@ -21,12 +21,15 @@ const LONGEST: usize = 32 << 10;
 /// How long a login shell may take to start a command, if the command's own limit is not longer.
 const LOGIN: Duration = Duration::from_secs(60);
 
-/// Sets the environment, says under which process id the command runs (the server has made it the
-/// leader of a process group), and becomes it. `$0` is a word that nothing else says; it comes on both
-/// outputs, since what is written before it is a talkative login shell's and not the command's.
+/// Sets the environment, says under which process id the command runs, and becomes it. `$0` is a word that
+/// nothing else says; it comes on both outputs, since what is written before it is a talkative login
+/// shell's and not the command's. OpenSSH makes a command the leader of a process group, dropbear does not.
 const START: &str = r#"while [ "$1" != -- ]; do export "$1"; shift; done; shift
 command -v -- "$1" >/dev/null 2>&1 || { echo "$0 missing" >&2; exit 127; }
 echo "$0 $$"; echo "$0 $$" >&2
+group() { echo "$3"; }
+read -r stat < /proc/$$/stat
+[ "$(group ${stat##*") "})" = $$ ] || ! command -v setsid >/dev/null || exec setsid "$@"
 exec "$@""#;
 
 /// Ends a process group: asks, and kills what is left after two seconds.
