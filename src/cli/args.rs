@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use super::{
-    bundle, check, completions, copy, destroy, down, gc, image, init, lock, logs, man, plan,
-    recipe, schema, screenshot, serial, ssh, ssh_config, status, up,
+    bundle, check, completions, copy, destroy, doctor, down, gc, image, init, lock, logs, man,
+    plan, recipe, schema, screenshot, serial, ssh, ssh_config, status, up,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -20,6 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   nestlab recipe list            the labs that ship
   nestlab check quickstart       what a recipe comes to on this machine, and why
+  nestlab doctor quickstart      whether this machine can do it, and what to do where not
   nestlab init my-lab.toml       a commented recipe to start from
   nestlab check my-lab.toml      every mistake in it, with its line
 
@@ -73,6 +74,7 @@ pub(crate) enum Command {
     Bundle(bundle::Args),
     Gc(gc::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Init(init::Args),
     Image(image::Args),
     Recipe(recipe::Args),

@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod copy;
 mod destroy;
+mod doctor;
 mod down;
 mod failure;
 mod gc;
@@ -73,6 +74,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Gc(args) => gc::run(args, globals).await,
         Command::Image(args) => image::run(args, globals).await,
         Command::Check(args) => check::run(args, globals).await,
+        Command::Doctor(args) => doctor::run(args, globals).await,
         Command::Init(args) => init::run(args, globals).await,
         Command::Recipe(args) => recipe::run(args, globals).await,
         Command::Schema(args) => schema::run(args, globals).await,

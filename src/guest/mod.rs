@@ -7,7 +7,7 @@
 
 pub mod apt;
 #[cfg(test)]
-mod bench;
+pub(crate) mod bench;
 pub mod clock;
 pub mod hypervisor;
 pub mod kernel;

@@ -92,7 +92,7 @@ pub async fn free_disk(host: &dyn Host, path: &Utf8Path) -> Result<u64> {
 
 /// Returns the number of cores in /proc/cpuinfo: pairs of socket and core, since the threads of one core
 /// share it; processors, where a virtual machine names no cores.
-fn physical_cores(cpuinfo: &str) -> Option<u32> {
+pub(crate) fn physical_cores(cpuinfo: &str) -> Option<u32> {
     let field = |block: &str, name: &str| {
         let line =
             block.lines().find(|line| line.split(':').next().map(str::trim) == Some(name))?;
@@ -110,8 +110,8 @@ fn physical_cores(cpuinfo: &str) -> Option<u32> {
     u32::try_from(cores.len()).ok().filter(|cores| *cores > 0)
 }
 
-/// Returns `MemTotal` of /proc/meminfo, which is in KiB.
-fn memory(meminfo: &str) -> Option<u64> {
+/// Returns `MemTotal` of /proc/meminfo, in MiB.
+pub(crate) fn memory(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024).filter(|mib| *mib > 0)
@@ -119,7 +119,7 @@ fn memory(meminfo: &str) -> Option<u64> {
 
 /// Returns the networks of /proc/net/route, the default route aside: addresses are in hexadecimal, in
 /// the byte order of the machine, which is little-endian x86.
-fn networks(routes: &str) -> Vec<Network> {
+pub(crate) fn networks(routes: &str) -> Vec<Network> {
     routes
         .lines()
         .skip(1)

@@ -1,4 +1,118 @@
 //! Can this host do it? Each check is a value: what was found and where, a verdict, a remedy.
 //!
-//! Checks read through [`Host`](crate::host::Host), so that the same ones judge L0 and every level
-//! from inside. This module changes nothing.
+//! Checks read through [`Host`], so that the same ones judge L0 and every level from inside. First the
+//! host is asked everything that any check wants to know, then it is judged; judging is pure. Nothing here
+//! changes anything but [`prepare`], which is asked for.
+
+mod checks;
+#[cfg(test)]
+mod fixture;
+mod look;
+mod needs;
+pub mod page;
+pub mod prepare;
+mod record;
+mod survey;
+pub mod systems;
+
+use serde::Serialize;
+
+pub use look::Prober;
+pub use needs::{Demand, Destination, Needs};
+pub use record::record;
+
+use crate::error::Result;
+use crate::host::Host;
+use look::Look;
+
+/// How a check judges what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It does not matter here.
+    NotApplicable,
+    /// As it should be.
+    Ok,
+    /// It works, but slower, weaker or not for everything.
+    Warn,
+    /// What is wanted cannot work.
+    Fail,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Verdict::NotApplicable => "not-applicable",
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "fail",
+        })
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The check.
+    pub id: &'static str,
+    /// The host's level.
+    pub level: u32,
+    /// What was found, in a few words; safe for a terminal.
+    pub found: String,
+    /// Where it was read.
+    pub source: String,
+    /// How it is judged.
+    pub verdict: Verdict,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// The commands to type for it, in order.
+    pub commands: Vec<String>,
+}
+
+impl Finding {
+    fn new(id: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
+        Finding {
+            id,
+            level: 0,
+            found: crate::event::printable(&found.into()),
+            source: String::new(),
+            verdict,
+            remedy: None,
+            commands: Vec::new(),
+        }
+    }
+
+    fn from(mut self, source: impl Into<String>) -> Self {
+        self.source = source.into();
+        self
+    }
+
+    fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(crate::event::printable(&remedy.into()));
+        self
+    }
+
+    fn command(mut self, command: impl Into<String>) -> Self {
+        self.commands.push(command.into());
+        self
+    }
+}
+
+/// Looks at `host` and judges it by `needs`; changes nothing.
+///
+/// # Errors
+/// Only if `host` cannot be reached. What it lacks is a finding.
+pub async fn run(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<Vec<Finding>> {
+    let look = Look::take(host, needs, prober).await?;
+    let mut findings = checks::judge(&look, needs);
+    findings.extend(checks::network::reach(host, needs).await);
+    for finding in &mut findings {
+        finding.level = needs.level;
+    }
+    Ok(findings)
+}
+
+/// Returns the worst verdict of `findings`.
+pub fn worst(findings: &[Finding]) -> Verdict {
+    findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok)
+}

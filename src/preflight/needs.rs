@@ -1,0 +1,115 @@
+//! What a host is needed for: the checks judge it by that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use camino::Utf8PathBuf;
+
+use crate::recipe::budget::ImageDefaults;
+use crate::recipe::{Guest, GuestName, HypervisorKind, Recipe};
+
+/// What a host is needed for.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// The host's level: 0 for L0.
+    pub level: u32,
+    /// What is to run guests on it; `None` if whatever works is good enough.
+    pub hypervisor: Option<HypervisorKind>,
+    /// Whether one of its guests runs guests itself.
+    pub nests: bool,
+    /// Whether it is needed for a recipe at all; without one, nothing fails that only a recipe needs.
+    pub recipe: Option<Demand>,
+    /// Every hypervisor of the whole chain.
+    pub mixed: BTreeSet<HypervisorKind>,
+    /// The folder on it where guests' files are kept.
+    pub directory: Utf8PathBuf,
+    /// Go on where a system is known not to support nesting.
+    pub force: bool,
+    /// Mirrors and image hosts to reach from it; empty if nobody asked.
+    pub reach: Vec<Destination>,
+}
+
+/// What a recipe demands of L0.
+#[derive(Debug, Clone)]
+pub struct Demand {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// What each guest's image offers.
+    pub images: BTreeMap<GuestName, ImageDefaults>,
+}
+
+/// A server that must be reached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Destination {
+    /// Its name or address.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl Needs {
+    /// Returns the needs of nobody in particular: a look at what the host could carry.
+    pub fn nothing(directory: impl Into<Utf8PathBuf>) -> Self {
+        Needs {
+            level: 0,
+            hypervisor: None,
+            nests: false,
+            recipe: None,
+            mixed: BTreeSet::new(),
+            directory: directory.into(),
+            force: false,
+            reach: Vec::new(),
+        }
+    }
+
+    /// Returns what `recipe` needs L0 for.
+    pub fn of_l0(
+        recipe: &Recipe,
+        images: BTreeMap<GuestName, ImageDefaults>,
+        directory: impl Into<Utf8PathBuf>,
+    ) -> Self {
+        Needs {
+            hypervisor: recipe.host.hypervisor.kind(),
+            nests: recipe.children(None).any(runs_guests),
+            recipe: Some(Demand { recipe: recipe.clone(), images }),
+            mixed: kinds(recipe),
+            ..Needs::nothing(directory)
+        }
+    }
+
+    /// Returns what `recipe` needs `guest` for, once it is reachable; `None` if it runs no guests.
+    pub fn of_guest(
+        recipe: &Recipe,
+        guest: &Guest,
+        directory: impl Into<Utf8PathBuf>,
+    ) -> Option<Self> {
+        Some(Needs {
+            level: guest.level,
+            hypervisor: Some(guest.hypervisor?),
+            nests: recipe.children(Some(&guest.name.value)).any(runs_guests),
+            mixed: kinds(recipe),
+            ..Needs::nothing(directory)
+        })
+    }
+
+    /// Returns the hypervisors that may run guests on it.
+    pub(super) fn candidates(&self) -> Vec<HypervisorKind> {
+        match self.hypervisor {
+            Some(kind) => vec![kind],
+            None => vec![HypervisorKind::VirtualBox, HypervisorKind::Qemu],
+        }
+    }
+
+    /// Returns whether the host is of no use without `kind`.
+    pub(super) fn requires(&self, kind: HypervisorKind) -> bool {
+        self.hypervisor == Some(kind)
+    }
+}
+
+fn runs_guests(guest: &Guest) -> bool {
+    guest.hypervisor.is_some()
+}
+
+fn kinds(recipe: &Recipe) -> BTreeSet<HypervisorKind> {
+    let inner = recipe.guests().iter().filter_map(|guest| guest.hypervisor);
+    recipe.host.hypervisor.kind().into_iter().chain(inner).collect()
+}
