@@ -5,6 +5,7 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use crate::faults;
 use crate::host::facts::{self, Facts};
 use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use crate::host::{Host, HostRef, Local, Patience};
@@ -19,7 +20,7 @@ pub const NAME: &str = "L0";
 
 /// Returns this machine as L0.
 pub fn local() -> HostRef {
-    Arc::new(Local::new())
+    faults::host(Arc::new(Local::new()))
 }
 
 /// Returns the machine at `destination` as L0, entered with the user's own agent or key; its host key is

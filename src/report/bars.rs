@@ -1,6 +1,6 @@
 //! A terminal: one row per running step at the bottom, and above it what is finished.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ pub struct Bars {
     width: Width,
     tick: Option<Duration>,
     running: BTreeMap<String, Running>,
+    /// Steps that have ended: what is still told of their progress comes too late.
+    ended: BTreeSet<String>,
     left: bool,
 }
 
@@ -43,10 +45,12 @@ impl Bars {
 
     fn on(target: ProgressDrawTarget, tell: Tell, width: Width, tick: Option<Duration>) -> Self {
         let multi = MultiProgress::with_draw_target(target);
-        Bars { multi, tell, width, tick, running: BTreeMap::new(), left: false }
+        let (running, ended) = (BTreeMap::new(), BTreeSet::new());
+        Bars { multi, tell, width, tick, running, ended, left: false }
     }
 
     fn begin(&mut self, step: &str, title: &str) {
+        self.ended.remove(step);
         let row =
             Row { title: title.to_owned(), progress: None, rate: None, elapsed: Duration::ZERO };
         let row = Arc::new(Mutex::new(row));
@@ -71,6 +75,9 @@ impl Bars {
     }
 
     fn progress(&mut self, step: &str, progress: &Progress, now: Instant) {
+        if self.ended.contains(step) {
+            return;
+        }
         if !self.running.contains_key(step) {
             // A check that takes a while: the step has not begun, and has no other title yet.
             self.begin(step, step);
@@ -89,6 +96,7 @@ impl Bars {
     }
 
     fn end(&mut self, step: &str) {
+        self.ended.insert(step.to_owned());
         if let Some(running) = self.running.remove(step) {
             running.bar.finish_and_clear();
             self.multi.remove(&running.bar);
@@ -214,6 +222,17 @@ mod tests {
             screen(&term),
             "✓ fetch kicksecure (6 min 31 s)\n! no KVM here\n~ start l1  waiting for SSH  T"
         );
+    }
+
+    #[test]
+    fn what_is_told_of_a_step_that_has_ended_brings_it_not_back() {
+        let (term, mut bars) = bars(80);
+        let now = Instant::now();
+        bars.event(&doing("l1/start", "looking"), now);
+        assert_eq!(screen(&term), "~ l1/start  looking  T");
+        bars.event(&Event::StepSatisfied { step: "l1/start".into(), title: String::new() }, now);
+        bars.event(&doing("l1/start", "too late"), now);
+        assert_eq!(screen(&term), "");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A pipe or a CI log: plain lines, none twice, and progress no more often than it can be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub struct Lines<W> {
     tell: Tell,
     progress: bool,
     running: BTreeMap<String, Running>,
+    /// Steps that have ended: what is still told of their progress comes too late.
+    ended: BTreeSet<String>,
     left: bool,
 }
 
@@ -37,7 +39,8 @@ struct Running {
 impl<W: Write + Send> Lines<W> {
     /// Returns plain lines written to `out`, with progress or without.
     pub fn new(out: W, tell: Tell, progress: bool) -> Self {
-        Lines { out, tell, progress, running: BTreeMap::new(), left: false }
+        let (running, ended) = (BTreeMap::new(), BTreeSet::new());
+        Lines { out, tell, progress, running, ended, left: false }
     }
 
     fn write(&mut self, line: &str) {
@@ -47,6 +50,7 @@ impl<W: Write + Send> Lines<W> {
     }
 
     fn begin(&mut self, step: &str, title: &str, now: Instant) {
+        self.ended.remove(step);
         let running = Running {
             title: one_line(title),
             told_at: now,
@@ -58,6 +62,9 @@ impl<W: Write + Send> Lines<W> {
     }
 
     fn note(&mut self, step: &str, progress: &Progress, now: Instant) {
+        if self.ended.contains(step) {
+            return;
+        }
         if !self.running.contains_key(step) {
             self.begin(step, step, now);
         }
@@ -110,6 +117,7 @@ impl<W: Write + Send> Report for Lines<W> {
             | Event::StepFailed { step, .. }
             | Event::StepInterrupted { step, .. } => {
                 self.running.remove(step);
+                self.ended.insert(step.clone());
             }
             Event::RunEnded { .. } => self.running.clear(),
             Event::RunStarted { .. }
