@@ -273,6 +273,18 @@ fn check_answers_programs_with_the_fields_that_the_design_settles() {
 }
 
 #[test]
+fn every_shipped_recipe_is_right_on_a_common_machine_and_says_if_nobody_ran_it() {
+    let home = home();
+    let listed = json_answer(home.path(), &["recipe", "list", "--json"]);
+    for recipe in listed["recipes"].as_array().expect("a list") {
+        let name = recipe["name"].as_str().expect("a name");
+        let shown = answer(home.path(), &["check", name, "--cpus", "4", "--memory", "16GiB"]);
+        assert!(shown.starts_with(&format!("{name} is right")), "{shown}");
+        assert_eq!(shown.contains("untested"), recipe["untested"].is_string(), "{shown}");
+    }
+}
+
+#[test]
 fn check_reads_this_machine_when_nothing_else_is_said() {
     let home = home();
     write(home.path(), TINY);

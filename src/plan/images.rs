@@ -64,7 +64,8 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::RecipeOrigin;
+    use crate::recipe::budget::{Resources, derive};
+    use crate::recipe::{Cpus, HypervisorKind, Mebibytes, Platform, RecipeOrigin};
 
     fn recipe(text: &str) -> Recipe {
         let base = camino::Utf8PathBuf::from("/nonexistent");
@@ -83,6 +84,26 @@ mod tests {
         let report = error.report();
         for part in ["lab.toml:5:9", "did you mean `kicksecure-lxqt`?", "lab.toml:9:9", "my.toml"] {
             assert!(report.contains(part), "{part} is missing in:\n{report}");
+        }
+    }
+
+    #[test]
+    fn every_shipped_recipe_fits_a_common_machine_with_the_images_that_it_names() {
+        for shipped in crate::recipe::shipped() {
+            let recipe = shipped.recipe().unwrap_or_else(|error| panic!("{}", error.report()));
+            let images = Images::of(&recipe).unwrap_or_else(|error| panic!("{}", error.report()));
+            let machine = Resources {
+                cores: Cpus::new(4).expect("not zero"),
+                memory: Mebibytes::gib(16),
+                free_disk: Some(Mebibytes::gib(100)),
+                networks: Vec::new(),
+                hypervisor: recipe.host.hypervisor.kind().unwrap_or(HypervisorKind::Qemu),
+                platform: Platform::Linux,
+                host_key: None,
+            };
+            let budget = derive(&recipe, &machine, &images.defaults())
+                .unwrap_or_else(|error| panic!("{}: {}", shipped.name, error.report()));
+            assert_eq!(budget.guests.len(), recipe.guests().len());
         }
     }
 }
