@@ -9,11 +9,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::diff::{self, FREE_PORT};
 use super::fault::Fault;
-use super::former::Former;
 use super::manage::{self, Installed, Manage, PROGRAM_VARIABLE};
 use super::remedies::{self, KvmBeside};
 use super::surroundings::{Found, look};
-use super::version::Spelling;
 use super::{machine, parse, ports, serial_log, settings, start};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
@@ -22,7 +20,6 @@ use crate::hypervisor::{
     Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin, Power,
     Probe, Stop, Trace,
 };
-use crate::recipe::hostkey::{HostKey, Platform};
 
 /// How long a guest may take on bare metal to shut down when its power button is pressed.
 const SHUTS_DOWN: Duration = Duration::from_secs(90);
@@ -30,9 +27,6 @@ const SHUTS_DOWN: Duration = Duration::from_secs(90);
 /// How often what is left of the differences is worked off. One round is enough for a VM that is there;
 /// an imported appliance shows what it lacks only afterwards.
 const ROUNDS: usize = 3;
-
-/// The extra data under which VirtualBox's windows keep their Host Key.
-const HOST_KEY: &str = "GUI/Input/HostKeyCombination";
 
 /// VirtualBox on any host. One value serves all hosts; it remembers what it found on each.
 #[derive(Debug, Default)]
@@ -61,68 +55,6 @@ impl VirtualBox {
         Ok(self.known(host).await?.installed)
     }
 
-    /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
-    pub async fn host_key(&self, host: &dyn Host) -> Result<Option<HostKey>> {
-        let manage = self.manage(host).await?;
-        let answer = manage.run(&["getextradata", "global", HOST_KEY]).await?;
-        let platform = platform(host, &manage.installed().program).await?;
-        HostKey::from_codes(parse::value(&answer).as_deref(), platform)
-            .map_err(|message| Error::failed(message).on(host.name()))
-    }
-
-    /// Sets the Host Key of VirtualBox's windows on `host`.
-    ///
-    /// # Errors
-    /// [`Kind::HostCannot`] if that system has no such key.
-    pub async fn set_host_key(&self, host: &dyn Host, key: &HostKey) -> Result<()> {
-        let manage = self.manage(host).await?;
-        let platform = platform(host, &manage.installed().program).await?;
-        let codes = key.codes(platform).ok_or_else(|| {
-            Error::new(Kind::HostCannot, format!("there is no key {key} on {platform}"))
-                .on(host.name())
-        })?;
-        manage.run(&["setextradata", "global", HOST_KEY, &codes]).await?;
-        Ok(())
-    }
-
-    /// Returns the command that sets the Host Key on a host of `platform`, for a plan; `None` if such
-    /// hosts have no such key.
-    pub fn host_key_command(key: &HostKey, platform: Platform) -> Option<Command> {
-        let set = ["setextradata", "global", HOST_KEY];
-        Some(Command::new("VBoxManage").args(set).arg(key.codes(platform)?))
-    }
-
-    /// Gives an existing VM the settings back that it had before nestlab changed it. A VM that is gone
-    /// has nothing to be given back.
-    pub async fn restore_former(
-        &self,
-        host: &dyn Host,
-        former: &Former,
-        feed: &Feed,
-    ) -> Result<()> {
-        let manage = self.manage(host).await?;
-        let spelling = Spelling::of(&manage.installed().version);
-        let Some(actual) = machine::show(&manage, &former.vm).await? else { return Ok(()) };
-        let way_back = former.way_back(&actual.settings, spelling);
-        if way_back.is_empty() {
-            return Ok(());
-        }
-        self.power_off(&manage, &actual, &former.name, feed).await?;
-        for (setting, args) in way_back {
-            feed.doing(format!("restoring {setting}"));
-            let command = manage.command(["modifyvm", &former.vm]).args(args);
-            manage.run_command(&command, feed).await?;
-        }
-        Ok(())
-    }
-
-    /// Returns how VirtualBox executes the guest, as the log of its run tells: `HM: HMR3Init: AMD-V w/
-    /// nested paging`.
-    pub async fn execution(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
-        let manage = self.manage(host).await?;
-        Ok(start::execution(host, &there(&manage, spec).await?).await)
-    }
-
     async fn known(&self, host: &dyn Host) -> Result<Known> {
         let remembered = self.lock().get(host.name()).cloned();
         if let Some(known) = remembered {
@@ -139,7 +71,7 @@ impl VirtualBox {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn manage<'a>(&self, host: &'a dyn Host) -> Result<Manage<'a>> {
+    pub(super) async fn manage<'a>(&self, host: &'a dyn Host) -> Result<Manage<'a>> {
         Ok(Manage::new(host, self.known(host).await?.installed))
     }
 
@@ -154,7 +86,7 @@ impl VirtualBox {
 
     /// Powers the VM off for a change of its settings: gracefully, and never at the cost of a session
     /// that was saved.
-    async fn power_off(
+    pub(super) async fn power_off(
         &self,
         manage: &Manage<'_>,
         actual: &Actual,
@@ -220,17 +152,8 @@ async fn with_free_port(host: &dyn Host, command: &Command) -> Result<Command> {
     Ok(Command::from_argv(command.argv().iter().map(|arg| arg.replace(FREE_PORT, &port))))
 }
 
-/// Returns whose key codes the VirtualBox `program` on `host` uses.
-async fn platform(host: &dyn Host, program: &Utf8Path) -> Result<Platform> {
-    if program.as_str().ends_with(".exe") {
-        return Ok(Platform::Windows);
-    }
-    let system = host.check(&Command::new("uname").arg("-s")).await?.text();
-    Ok(if system.trim() == "Darwin" { Platform::MacOs } else { Platform::Linux })
-}
-
 /// Returns the VM of `spec`, which must be there.
-async fn there(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Actual> {
+pub(super) async fn there(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Actual> {
     machine::inspect(manage, spec).await?.ok_or_else(|| not_there(manage, spec))
 }
 

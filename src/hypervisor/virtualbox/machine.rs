@@ -31,7 +31,7 @@ pub(crate) fn power(state: &str) -> Power {
 }
 
 /// Returns the VMs of `list vms`.
-async fn listed(manage: &Manage<'_>) -> Result<Vec<Listed>> {
+pub(crate) async fn listed(manage: &Manage<'_>) -> Result<Vec<Listed>> {
     Ok(parse::list_vms(&manage.run(&["list", "vms"]).await?))
 }
 

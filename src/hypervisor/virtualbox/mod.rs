@@ -3,6 +3,7 @@
 //! The parts that only think (`parse`, `fault`, `settings`, `storage`, `diff`, `former`, `remedies`, `log`)
 //! are pure; `manage` is the one that runs VBoxManage, `machine` and `driver` say when.
 
+mod beyond;
 mod diff;
 mod driver;
 pub mod fault;

@@ -1,0 +1,112 @@
+//! What VirtualBox has beyond [`Hypervisor`](crate::hypervisor::Hypervisor): the Host Key, the former
+//! settings of a VM that was there before nestlab, and how a guest executes.
+
+use camino::Utf8Path;
+
+use super::driver::{VirtualBox, there};
+use super::former::Former;
+use super::manage::Manage;
+use super::version::Spelling;
+use super::{machine, parse, start};
+use crate::error::{Error, Kind, Result};
+use crate::event::Feed;
+use crate::host::{Command, Host};
+use crate::hypervisor::GuestSpec;
+use crate::recipe::hostkey::{HostKey, Platform};
+
+/// The extra data under which VirtualBox's windows keep their Host Key.
+const HOST_KEY: &str = "GUI/Input/HostKeyCombination";
+
+impl VirtualBox {
+    /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
+    pub async fn host_key(&self, host: &dyn Host) -> Result<Option<HostKey>> {
+        let manage = self.manage(host).await?;
+        let answer = manage.run(&["getextradata", "global", HOST_KEY]).await?;
+        let platform = platform(host, &manage.installed().program).await?;
+        HostKey::from_codes(parse::value(&answer).as_deref(), platform)
+            .map_err(|message| Error::failed(message).on(host.name()))
+    }
+
+    /// Sets the Host Key of VirtualBox's windows on `host`.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`] if that system has no such key.
+    pub async fn set_host_key(&self, host: &dyn Host, key: &HostKey) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let platform = platform(host, &manage.installed().program).await?;
+        let codes = key.codes(platform).ok_or_else(|| {
+            Error::new(Kind::HostCannot, format!("there is no key {key} on {platform}"))
+                .on(host.name())
+        })?;
+        manage.run(&["setextradata", "global", HOST_KEY, &codes]).await?;
+        Ok(())
+    }
+
+    /// Returns the command that sets the Host Key on a host of `platform`, for a plan; `None` if such
+    /// hosts have no such key.
+    pub fn host_key_command(key: &HostKey, platform: Platform) -> Option<Command> {
+        let set = ["setextradata", "global", HOST_KEY];
+        Some(Command::new("VBoxManage").args(set).arg(key.codes(platform)?))
+    }
+
+    /// Gives an existing VM the settings back that it had before nestlab changed it. A VM that is gone
+    /// has nothing to be given back.
+    pub async fn restore_former(
+        &self,
+        host: &dyn Host,
+        former: &Former,
+        feed: &Feed,
+    ) -> Result<()> {
+        let manage = self.manage(host).await?;
+        let spelling = Spelling::of(&manage.installed().version);
+        let Some(actual) = machine::show(&manage, &former.vm).await? else {
+            return unreadable_or_gone(&manage, former).await;
+        };
+        let way_back = former.way_back(&actual.settings, spelling);
+        if way_back.is_empty() {
+            return Ok(());
+        }
+        self.power_off(&manage, &actual, &former.name, feed).await?;
+        for (setting, args) in way_back {
+            feed.doing(format!("restoring {setting}"));
+            let command = manage.command(["modifyvm", &former.vm]).args(args);
+            manage.run_command(&command, feed).await?;
+        }
+        let left = match machine::show(&manage, &former.vm).await? {
+            Some(actual) => former.way_back(&actual.settings, spelling),
+            None => Vec::new(),
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = left.iter().map(|(setting, _)| setting.as_str()).collect();
+        Err(Error::failed(format!("{} did not get back: {}", former.name, names.join(", ")))
+            .on(host.name()))
+    }
+
+    /// Returns how VirtualBox executes the guest, as the log of its run tells: `HM: HMR3Init: AMD-V w/
+    /// nested paging`.
+    pub async fn execution(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
+        let manage = self.manage(host).await?;
+        Ok(start::execution(host, &there(&manage, spec).await?).await)
+    }
+}
+
+/// A VM that is gone has nothing to be given back; one whose settings file cannot be read has, later.
+async fn unreadable_or_gone(manage: &Manage<'_>, former: &Former) -> Result<()> {
+    if machine::listed(manage).await?.iter().any(|vm| vm.uuid == former.vm) {
+        return Err(Error::failed(format!("the settings of {} cannot be read", former.name))
+            .on(manage.host().name())
+            .hint("is its settings file still there, and does this user own it?"));
+    }
+    Ok(())
+}
+
+/// Returns whose key codes the VirtualBox `program` on `host` uses.
+async fn platform(host: &dyn Host, program: &Utf8Path) -> Result<Platform> {
+    if program.as_str().ends_with(".exe") {
+        return Ok(Platform::Windows);
+    }
+    let system = host.check(&Command::new("uname").arg("-s")).await?.text();
+    Ok(if system.trim() == "Darwin" { Platform::MacOs } else { Platform::Linux })
+}
