@@ -5,13 +5,14 @@
 mod debian;
 
 use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use debian::{Deb, Debian, index};
 use nestlab::event::{Event, Feed, Progress};
 use nestlab::guest::Site;
 use nestlab::guest::apt::{self, Task};
-use nestlab::host::Patience;
+use nestlab::host::{Command, Host, Patience};
 use nestlab::{Kind, Result};
 use tokio_util::sync::CancellationToken;
 use wiremock::matchers::any;
@@ -22,6 +23,26 @@ const LIST: &str = "/etc/apt/sources.list.d/test.list";
 
 /// apt waits longer before each of its own retries; here nothing is won by that.
 const IMPATIENT: &str = "Acquire::Retries::Delay \"false\";\n";
+
+impl Debian {
+    /// Starts a constant shell script inside; it runs until it ends or the Debian does.
+    fn spawn(&self, script: &str) -> Child {
+        let command = self.enter(&Command::new("sh").args(["-c", script]));
+        std::process::Command::new(&command.argv()[0])
+            .args(&command.argv()[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("nsenter runs")
+    }
+
+    /// Writes a file inside.
+    async fn write(&self, path: &str, text: &str) {
+        let command = Command::new("tee").arg(path).stdin(text);
+        let host: &dyn Host = self;
+        host.check(&command).await.expect("tee writes");
+    }
+}
 
 /// A Debian to work in, and what it told on the way.
 struct Lab {

@@ -76,7 +76,7 @@ impl Debian {
     }
 
     /// Returns `argv` as this machine runs it inside.
-    fn enter(&self, command: &Command) -> Command {
+    pub(crate) fn enter(&self, command: &Command) -> Command {
         let mut argv: Vec<String> = ["nsenter", "--target", &self.init].map(str::to_owned).into();
         if !rustix::process::geteuid().is_root() {
             argv.extend(["--user", "--preserve-credentials"].map(str::to_owned));
@@ -98,24 +98,6 @@ impl Debian {
         let command = Command::new("sh").args(["-c", script, "sh"]).args(args.iter().copied());
         let host: &dyn Host = self;
         host.check(&command).await.expect("the script succeeds").text()
-    }
-
-    /// Starts a constant shell script inside; it runs until it ends or the Debian does.
-    pub(crate) fn spawn(&self, script: &str) -> Child {
-        let command = self.enter(&Command::new("sh").args(["-c", script]));
-        std::process::Command::new(&command.argv()[0])
-            .args(&command.argv()[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("nsenter runs")
-    }
-
-    /// Writes a file inside.
-    pub(crate) async fn write(&self, path: &str, text: &str) {
-        let command = Command::new("tee").arg(path).stdin(text);
-        let host: &dyn Host = self;
-        host.check(&command).await.expect("tee writes");
     }
 }
 
