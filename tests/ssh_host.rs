@@ -15,7 +15,7 @@ use nestlab::Kind;
 use nestlab::event::{Event, Feed, Progress};
 use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{Command, Exit, HostRef, StreamAddress};
+use nestlab::host::{Command, Exit, HostRef, Patience, StreamAddress};
 use sshd::{Sshd, is_alive, kill_group, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -592,6 +592,52 @@ async fn an_appliance_runs_jobs() {
     let error = job::run(&*dropbear.host(), &stalling, &mut |_| {}, &cancel).await.unwrap_err();
     assert!(error.message().contains("stalled"), "{error:?}");
     assert_eq!(std::fs::read_dir(dropbear.path("jobs")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_session_at_a_terminal_gets_a_terminal_its_input_and_its_exit_code() {
+    const NAME: &str = "a_session_at_a_terminal_gets_a_terminal_its_input_and_its_exit_code";
+    const INSIDE: &str = "NESTLAB_TEST_SHELL";
+    if let Ok(inside) = std::env::var(INSIDE) {
+        // This process again, at a terminal that `script` has made.
+        let (port, folder) = inside.split_once(' ').unwrap();
+        let read = |name| std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+        let ssh = Ssh::new(SshTarget {
+            name: "guest".to_owned(),
+            user: sshd::user(),
+            key: SshKey::Memory(read("user").into()),
+            host_key: HostKeyPolicy::Pinned(vec![read("host.pub")]),
+            via: Via::Tcp { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() },
+            patience: Patience::NATIVE,
+        });
+        let command = shell("tty; read line; echo \"got <$line>\"; exit 6");
+        let exit = ssh.shell(Some(&command)).await.unwrap();
+        std::process::exit(if exit == Exit::Code(6) { 6 } else { 1 });
+    }
+    let sshd = Sshd::start(&[]);
+    let again =
+        format!("{} --exact {NAME} --nocapture", std::env::current_exe().unwrap().display());
+    let mut script = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &again, "/dev/null"])
+        .env(INSIDE, format!("{} {}", sshd.port(), sshd.path("")))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = script.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").unwrap();
+    let output = script.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("/dev/pts/") && text.contains("got <hello>"), "{text}");
+    assert_eq!(output.status.code(), Some(6), "{text}");
+}
+
+#[tokio::test]
+async fn a_session_without_a_terminal_is_given_its_input_to_the_end() {
+    let sshd = Sshd::start(&[]);
+    // Tests have no input.
+    let exit = sshd.ssh().shell(Some(&shell("cat; [ ! -t 0 ] && exit 5"))).await.unwrap();
+    assert_eq!(exit, Exit::Code(5));
 }
 
 /// What a server does instead of speaking SSH.

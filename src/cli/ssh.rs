@@ -1,6 +1,6 @@
 //! `nestlab ssh` and `nestlab exec`: into a guest at any depth.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::Globals;
@@ -44,17 +44,10 @@ pub(crate) struct ExecArgs {
 }
 
 pub(crate) async fn ssh(args: SshArgs, globals: &Globals) -> Result<ExitCode> {
-    if !args.command.is_empty() && !std::io::stdin().is_terminal() {
-        let SshArgs { guest, lab, command } = args;
-        return exec(ExecArgs { guest, lab, command }, globals).await;
-    }
     let session = Session::open(globals, args.lab.as_ref())?;
     let guest = session.machines.enter(&args.guest).await?;
-    let command = match args.command.is_empty() {
-        true => Command::new("sh").arg("-l"),
-        false => Command::from_argv(args.command),
-    };
-    Ok(code(&guest.run_streaming(&command, &mut pass_on).await?))
+    let command = (!args.command.is_empty()).then(|| Command::from_argv(args.command));
+    Ok(code(&guest.shell(command.as_ref()).await?))
 }
 
 pub(crate) async fn exec(args: ExecArgs, globals: &Globals) -> Result<ExitCode> {

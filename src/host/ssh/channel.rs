@@ -56,8 +56,12 @@ pub(super) type Size = (u32, u32);
 /// What a session channel is asked for, in order, before it runs.
 #[derive(Debug, Clone)]
 pub(super) enum Ask {
+    /// A terminal of this type and size.
+    Terminal(String, Size),
     /// A command line.
     Command(String),
+    /// The user's login shell.
+    Shell,
 }
 
 /// The actor's side of what a caller holds of a channel.
@@ -259,7 +263,11 @@ impl Pump {
 
     fn ask(&mut self) -> Result<bool, String> {
         let asked = match self.asks.front().expect("a channel that asks has something to ask for") {
+            Ask::Terminal(kind, (columns, rows)) => {
+                self.channel.request_pty(kind, None, Some((*columns, *rows, 0, 0)))
+            }
             Ask::Command(line) => self.channel.exec(line),
+            Ask::Shell => self.channel.shell(),
         };
         match asked {
             Ok(()) => {

@@ -11,6 +11,7 @@ mod connect;
 mod connection;
 mod key;
 mod process;
+mod shell;
 mod transfer;
 mod wire;
 

@@ -4,7 +4,7 @@
 mod login;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -44,6 +44,11 @@ impl Waker {
     pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then the actor wakes anyway.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Returns what becomes readable when it was woken, for another `poll`.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     fn clear(&self) {
