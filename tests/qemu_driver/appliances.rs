@@ -6,7 +6,6 @@ use camino::Utf8Path;
 use nestlab::event::Feed;
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, Host, Local};
-use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::{Hypervisor, Media};
 use nestlab::image::build::seed::{self, Seed};
 use nestlab::image::build::{self, BuildOptions};
@@ -59,8 +58,12 @@ impl Appliance {
     /// Starts it and returns it as a host once its SSH server answers.
     async fn up(&self) -> Ssh {
         self.bench.start().await;
-        let address =
-            Qemu.endpoint(self.bench.host(), &self.bench.spec, 22).await.expect("is forwarded");
+        let address = self
+            .bench
+            .qemu
+            .endpoint(self.bench.host(), &self.bench.spec, 22)
+            .await
+            .expect("is forwarded");
         let ssh = Ssh::new(SshTarget {
             name: self.bench.spec.vm.clone(),
             user: "root".to_owned(),
@@ -109,6 +112,7 @@ async fn a_guest_that_is_to_nest_has_svm_and_a_device_for_kvm() {
     read(host, &["modprobe", if flags.contains(" svm ") { "kvm_amd" } else { "kvm_intel" }]).await;
     read(host, &["test", "-c", "/dev/kvm"]).await;
     appliance.bench.stop(GRACE).await;
-    let said = std::fs::read_to_string(Qemu.serial_log(&appliance.bench.spec)).expect("is written");
+    let said = std::fs::read_to_string(appliance.bench.qemu.serial_log(&appliance.bench.spec))
+        .expect("is written");
     assert!(said.contains("nestlab: ready nest"), "{said}");
 }

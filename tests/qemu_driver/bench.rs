@@ -20,6 +20,7 @@ use crate::boot_sector;
 /// A folder with one VM, which is destroyed in the end whatever happens.
 pub(crate) struct Bench {
     pub(crate) folder: tempfile::TempDir,
+    pub(crate) qemu: Qemu,
     pub(crate) host: Local,
     pub(crate) probe: Probe,
     pub(crate) spec: GuestSpec,
@@ -56,7 +57,8 @@ impl Bench {
         let directory = root.join(inner);
         std::fs::create_dir_all(&directory).expect("the VM's folder");
         let host = Local::new();
-        let probe = Qemu.probe(&host).await.expect("QEMU is installed");
+        let qemu = Qemu::new();
+        let probe = qemu.probe(&host).await.expect("QEMU is installed");
         let spec = GuestSpec {
             vm: format!("nestlab-test-{name}"),
             origin: Origin::Made(media(&directory)),
@@ -72,7 +74,7 @@ impl Bench {
             networks: Vec::new(),
             gui: false,
         };
-        Bench { folder, host, probe, spec }
+        Bench { folder, qemu, host, probe, spec }
     }
 
     pub(crate) fn host(&self) -> &dyn Host {
@@ -80,7 +82,7 @@ impl Bench {
     }
 
     pub(crate) async fn inspect(&self) -> Option<Actual> {
-        Qemu.inspect(&self.host, &self.spec).await.expect("inspects")
+        self.qemu.inspect(&self.host, &self.spec).await.expect("inspects")
     }
 
     pub(crate) async fn power(&self) -> Power {
@@ -90,15 +92,16 @@ impl Bench {
     /// Makes the definition as the specification says.
     pub(crate) async fn define(&self) {
         let actual = self.inspect().await;
-        let changes = Qemu.changes(&self.spec, actual.as_ref(), &self.probe);
-        Qemu.change(&self.host, &self.spec, &changes, &Feed::silent()).await.expect("changes");
+        let changes = self.qemu.changes(&self.spec, actual.as_ref(), &self.probe);
+        self.qemu.change(&self.host, &self.spec, &changes, &Feed::silent()).await.expect("changes");
         assert_eq!(self.differences().await, [""; 0]);
     }
 
     /// Returns what differs from the specification.
     pub(crate) async fn differences(&self) -> Vec<String> {
         let actual = self.inspect().await;
-        Qemu.changes(&self.spec, actual.as_ref(), &self.probe)
+        self.qemu
+            .changes(&self.spec, actual.as_ref(), &self.probe)
             .into_iter()
             .map(|change| {
                 format!(
@@ -112,7 +115,7 @@ impl Bench {
     }
 
     pub(crate) async fn try_start(&self) -> Result<(), Error> {
-        Qemu.start(&self.host, &self.spec, &self.probe, &Feed::silent()).await
+        self.qemu.start(&self.host, &self.spec, &self.probe, &Feed::silent()).await
     }
 
     /// Defines and starts the VM.
@@ -123,7 +126,7 @@ impl Bench {
     }
 
     pub(crate) async fn stop(&self, how: Stop) {
-        Qemu.stop(&self.host, &self.spec, how, &Feed::silent()).await.expect("stops");
+        self.qemu.stop(&self.host, &self.spec, how, &Feed::silent()).await.expect("stops");
         assert_eq!(self.power().await, Power::Off);
     }
 
@@ -132,7 +135,7 @@ impl Bench {
     }
 
     pub(crate) async fn port(&self, guest_port: u16) -> u16 {
-        match Qemu.endpoint(&self.host, &self.spec, guest_port).await.expect("is forwarded") {
+        match self.qemu.endpoint(&self.host, &self.spec, guest_port).await.expect("is forwarded") {
             StreamAddress::Tcp(host, port) if host == "127.0.0.1" => port,
             other => panic!("forwarded at {other}"),
         }
@@ -140,7 +143,8 @@ impl Bench {
 
     /// Says `text` on the guest's serial port and returns as many bytes as it answers.
     pub(crate) async fn say(&self, text: &str) -> String {
-        let console = Qemu.console(self.host(), &self.spec).await.expect("runs").expect("has one");
+        let console =
+            self.qemu.console(self.host(), &self.spec).await.expect("runs").expect("has one");
         let mut stream = self.host.open_stream(&console).await.expect("connects");
         stream.write_all(text.as_bytes()).await.expect("hears");
         let mut answer = vec![0; text.len()];
@@ -150,7 +154,7 @@ impl Bench {
 
     /// Waits until the guest has said `times` times that it is up.
     pub(crate) async fn up(&self, times: usize) {
-        let log = Qemu.serial_log(&self.spec);
+        let log = self.qemu.serial_log(&self.spec);
         until("the guest says that it is up", async || {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             said.matches("up\n").count() >= times

@@ -3,7 +3,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command as Program;
 
-use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::{Hypervisor, Power, Stop};
 
 use crate::bench::Bench;
@@ -75,7 +74,7 @@ async fn a_link_that_a_broken_qemu_left_is_not_followed() {
         let screen = bench.spec.directory.join("run/screen.png");
         std::os::unix::fs::symlink(&mine, screen).expect("links");
         let to = bench.spec.directory.join("shot.png");
-        let shot = Qemu.screenshot(bench.host(), &bench.spec, &to).await;
+        let shot = bench.qemu.screenshot(bench.host(), &bench.spec, &to).await;
         assert!(shot.is_err(), "a link is no screen");
         assert!(!to.exists());
     }

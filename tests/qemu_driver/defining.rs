@@ -5,7 +5,6 @@ use std::process::Command as Program;
 use camino::Utf8PathBuf;
 use nestlab::Kind;
 use nestlab::event::Feed;
-use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::{Firmware, Hypervisor, Media, Origin, Power, Stop};
 use nestlab::recipe::Mebibytes;
 
@@ -63,7 +62,7 @@ async fn a_guest_in_a_folder_too_deep_for_a_socket_address_works_like_any_other(
     bench.up(1).await;
     bench.port(22).await;
     let png = bench.spec.directory.join("shot.png");
-    Qemu.screenshot(bench.host(), &bench.spec, &png).await.expect("shoots");
+    bench.qemu.screenshot(bench.host(), &bench.spec, &png).await.expect("shoots");
     bench.stop(GRACE).await;
 }
 
@@ -74,14 +73,14 @@ async fn a_guest_with_uefi_has_variables_of_its_own() {
     bench.spec.memory = Mebibytes::new(256).expect("some");
     bench.start().await;
     assert!(bench.spec.directory.join("efivars.qcow2").exists());
-    Qemu.snapshot(bench.host(), &bench.spec, "efi").await.expect("saves");
-    let log = Qemu.serial_log(&bench.spec);
+    bench.qemu.snapshot(bench.host(), &bench.spec, "efi").await.expect("saves");
+    let log = bench.qemu.serial_log(&bench.spec);
     until("the firmware speaks", async || {
         std::fs::read(&log).is_ok_and(|said| said.windows(3).any(|part| part == b"UEF"))
     })
     .await;
     bench.stop(Stop::Now).await;
-    Qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
     assert!(!bench.spec.directory.exists());
 }
 
@@ -109,8 +108,8 @@ async fn an_iso_boots_and_is_neither_written_nor_removed() {
     bench.spec.origin = Origin::Made(Media::Iso(iso.clone()));
     bench.start().await;
     bench.up(1).await;
-    let error = Qemu.snapshot(bench.host(), &bench.spec, "x").await.expect_err("no disk");
+    let error = bench.qemu.snapshot(bench.host(), &bench.spec, "x").await.expect_err("no disk");
     assert_eq!(error.kind(), Kind::HostCannot);
-    Qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
     assert!(iso.exists());
 }

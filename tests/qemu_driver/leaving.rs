@@ -2,7 +2,6 @@
 
 use nestlab::event::{Event, Feed};
 use nestlab::hypervisor::Hypervisor;
-use nestlab::hypervisor::qemu::Qemu;
 
 use crate::bench::{Bench, alive};
 
@@ -14,11 +13,15 @@ async fn destroy_leaves_nothing_of_the_guest_and_everything_else() {
     let pid = bench.pid().await;
     let beside = bench.folder.path().join("beside");
     std::fs::write(&beside, "mine").expect("writes");
-    Qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
     assert!(!alive(pid));
     assert!(!bench.spec.directory.exists());
     assert!(beside.exists());
-    Qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("nothing to destroy");
+    bench
+        .qemu
+        .destroy(bench.host(), &bench.spec, &Feed::silent())
+        .await
+        .expect("nothing to destroy");
 }
 
 #[tokio::test]
@@ -33,7 +36,7 @@ async fn a_file_that_nestlab_did_not_make_survives_destroy_and_is_named() {
             told.send(text).expect("listens");
         }
     });
-    Qemu.destroy(bench.host(), &bench.spec, &feed).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &feed).await.expect("destroys");
     assert!(heard.recv().expect("a notice").contains("my notes"));
     let left: Vec<_> = std::fs::read_dir(&bench.spec.directory).expect("is there").collect();
     assert_eq!(left.len(), 1, "{left:?}");

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
-use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::{GuestSpec, Hypervisor, Media, Origin, Power, Stop};
 use serde_json::Value;
 
@@ -37,7 +36,7 @@ async fn a_guest_that_obeys_its_power_button_shuts_itself_down() {
     qmp.execute("system_powerdown", Value::Null).await.expect("is pressed");
     qmp.closed().await;
     until("it is off", async || bench.power().await == Power::Off).await;
-    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.is_none(), "it shut itself down: {why:?}");
 }
 
@@ -57,7 +56,7 @@ async fn a_power_button_pressed_too_early_is_pressed_again() {
     bench.start().await;
     // The firmware is still at work and hears nothing.
     bench.stop(GRACE).await;
-    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.is_none(), "{why:?}");
 }
 
@@ -150,7 +149,7 @@ async fn a_guest_that_panics_has_crashed_and_starts_anew() {
     bench.define().await;
     bench.try_start().await.expect("starts");
     until("it has panicked", async || matches!(bench.power().await, Power::Crashed(_))).await;
-    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.expect("it crashed").message().contains("panicked"));
     let pid = bench.pid().await;
     bench.try_start().await.expect("starts anew");
@@ -165,10 +164,10 @@ async fn a_qemu_that_is_killed_is_told_from_one_that_ended() {
     let pid = bench.pid().await.to_string();
     boot_sector::run(Program::new("kill").args(["-KILL", &pid]));
     until("it is off", async || bench.power().await == Power::Off).await;
-    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.expect("it was killed").message().contains("killed or crashed"));
     bench.start().await;
     bench.stop(Stop::Now).await;
-    let why = Qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
+    let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.is_none(), "it was stopped: {why:?}");
 }

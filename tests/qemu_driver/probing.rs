@@ -6,9 +6,9 @@ use nestlab::hypervisor::{Acceleration, Hypervisor, Nesting};
 
 #[tokio::test]
 async fn kvm_is_chosen_exactly_if_a_micro_guest_runs_on_it() {
-    let host = Local::new();
-    let seen = Qemu.try_guest(&host, Acceleration::Kvm).await.expect("QEMU is installed");
-    let probe = Qemu.probe(&host).await.expect("QEMU is installed");
+    let (host, qemu) = (Local::new(), Qemu::new());
+    let seen = qemu.try_guest(&host, Acceleration::Kvm).await.expect("QEMU is installed");
+    let probe = qemu.probe(&host).await.expect("QEMU is installed");
     if probe.acceleration == Acceleration::Kvm {
         assert!(seen.ran(), "{seen:?}");
         return;
@@ -26,7 +26,8 @@ async fn kvm_is_chosen_exactly_if_a_micro_guest_runs_on_it() {
 
 #[tokio::test]
 async fn the_micro_guest_runs_to_its_end_in_emulation_and_tells_what_it_saw() {
-    let seen = Qemu.try_guest(&Local::new(), Acceleration::Tcg).await.expect("QEMU is installed");
+    let seen =
+        Qemu::new().try_guest(&Local::new(), Acceleration::Tcg).await.expect("QEMU is installed");
     assert_eq!(seen.said, ["nestlab real", "long", "vector", "svm", "work", "done"]);
     assert!(seen.ran() && seen.nests());
 }

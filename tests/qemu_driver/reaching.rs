@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use camino::Utf8Path;
 use nestlab::Kind;
 use nestlab::host::{Host, StreamAddress};
-use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::{Hypervisor, Power};
 use serde_json::Value;
 
@@ -41,11 +40,11 @@ async fn forwards_listen_on_the_loopback_address_alone_at_ports_that_never_colli
         let address = StreamAddress::Tcp("127.0.0.1".to_owned(), port);
         bench.host.open_stream(&address).await.expect("QEMU accepts");
     }
-    let error = Qemu.endpoint(one.host(), &one.spec, 443).await.expect_err("not forwarded");
+    let error = one.qemu.endpoint(one.host(), &one.spec, 443).await.expect_err("not forwarded");
     assert!(error.message().contains("443"), "{error}");
     one.stop(GRACE).await;
     for port in [22, 80] {
-        let error = Qemu.endpoint(one.host(), &one.spec, port).await.expect_err("is off");
+        let error = one.qemu.endpoint(one.host(), &one.spec, port).await.expect_err("is off");
         assert_eq!(error.kind(), Kind::Unreachable);
     }
 }
@@ -59,7 +58,7 @@ async fn the_serial_port_is_written_over_all_starts_and_can_be_talked_to() {
     bench.stop(GRACE).await;
     bench.start().await;
     bench.up(2).await;
-    let said = std::fs::read_to_string(Qemu.serial_log(&bench.spec)).expect("is written");
+    let said = std::fs::read_to_string(bench.qemu.serial_log(&bench.spec)).expect("is written");
     assert_eq!(said, "up\n.abcup\n");
 }
 
@@ -70,7 +69,7 @@ async fn the_screen_is_a_png_that_belongs_to_the_user() {
     bench.up(1).await;
     let png = bench.folder.path().join("screen.png");
     let to = Utf8Path::from_path(&png).expect("UTF-8");
-    Qemu.screenshot(bench.host(), &bench.spec, to).await.expect("shoots");
+    bench.qemu.screenshot(bench.host(), &bench.spec, to).await.expect("shoots");
     let bytes = std::fs::read(&png).expect("is there");
     assert_eq!(bytes[..8], *b"\x89PNG\r\n\x1a\n");
     let meta = std::fs::metadata(&png).expect("is there");

@@ -32,6 +32,9 @@ mod specimen;
 mod trial;
 mod vm;
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -40,22 +43,33 @@ use self::folder::Folder;
 use self::machine::Machine;
 pub use self::micro_guest::Sighting;
 use self::snapshot::Restored;
-use self::vm::Vm;
+use self::vm::Site;
 use super::{
-    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Power, Probe, Stop, Trace,
+    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Origin, Power, Probe,
+    Stop, Trace,
 };
 use crate::error::{Error, Result};
 use crate::event::{Feed, Level};
-use crate::host::{Command, Host, StreamAddress};
+use crate::host::{Command, Host, Patience, StreamAddress};
 
-/// The driver. It holds nothing: all that is known of a VM lies on its host.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Qemu;
+/// The driver. All that is known of a VM lies on its host; the driver only remembers how slow its hosts
+/// turned out to be.
+#[derive(Debug, Default)]
+pub struct Qemu {
+    patience: Mutex<BTreeMap<String, Patience>>,
+}
 
 impl Qemu {
     /// Returns the driver.
     pub fn new() -> Self {
-        Qemu
+        Qemu::default()
+    }
+
+    fn site<'a>(&self, host: &'a dyn Host, spec: &'a GuestSpec) -> Site<'a> {
+        let known = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        // A host that was not probed by this driver may well be an emulated one.
+        let patience = known.get(host.name()).copied().unwrap_or(trial::emulated_patience());
+        Site { host, spec, patience }
     }
 
     /// Runs the micro-guest on `host` by `acceleration` and returns what was seen of it, for whoever
@@ -75,17 +89,21 @@ impl Hypervisor for Qemu {
     }
 
     async fn probe(&self, host: &dyn Host) -> Result<Probe> {
-        probe::probe(host).await
+        let probe = probe::probe(host).await?;
+        let mut known = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(host.name().to_owned(), probe.patience);
+        Ok(probe)
     }
 
     async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>> {
-        let Some(vm) = Vm::look(host, spec).await? else { return Ok(None) };
+        let site = self.site(host, spec);
+        let Some(vm) = site.look().await? else { return Ok(None) };
         let disk = snapshot::disk_info(host, &vm.definition).await?;
         let settings =
             definition::actual_settings(&vm.definition, disk.map(|disk| disk.virtual_size));
         let power = match vm.pid {
             None => Power::Off,
-            Some(_) => power::status(host, spec, &vm).await?,
+            Some(pid) => power::status(site, pid).await?,
         };
         let id = vm.pid.map(|pid| pid.to_string()).unwrap_or_default();
         Ok(Some(Actual { id, power, settings }))
@@ -107,7 +125,9 @@ impl Hypervisor for Qemu {
             return Ok(());
         }
         if changes.iter().any(|change| change.needs_power_off) {
-            self.stop(host, spec, Stop::Graceful(power::GRACE), feed).await?;
+            let site = self.site(host, spec);
+            let grace = site.patience.limit(power::SHUTS_DOWN);
+            power::stop(site, Stop::Graceful(grace), feed).await?;
         }
         for change in changes {
             // A VM that is not defined yet has a disk of unknown size.
@@ -140,15 +160,18 @@ impl Hypervisor for Qemu {
         probe: &Probe,
         feed: &Feed,
     ) -> Result<()> {
-        power::start(host, spec, probe, feed).await
+        power::start(Site { patience: probe.patience, ..self.site(host, spec) }, probe, feed).await
     }
 
     async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
-        power::stop(host, spec, how, feed).await
+        power::stop(self.site(host, spec), how, feed).await
     }
 
     async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()> {
-        power::stop(host, spec, Stop::Now, feed).await?;
+        if matches!(spec.origin, Origin::Existing { .. }) {
+            return Ok(());
+        }
+        power::stop(self.site(host, spec), Stop::Now, feed).await?;
         let folder = Folder(&spec.directory);
         let mut files = folder.made();
         files.extend(definition::own_files(spec));
@@ -168,7 +191,7 @@ impl Hypervisor for Qemu {
         spec: &GuestSpec,
         guest_port: u16,
     ) -> Result<StreamAddress> {
-        let port = screen::forwarded(host, spec, guest_port).await?;
+        let port = screen::forwarded(self.site(host, spec), guest_port).await?;
         Ok(StreamAddress::Tcp("127.0.0.1".to_owned(), port))
     }
 
@@ -182,7 +205,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
-        screen::screenshot(host, spec, to).await
+        screen::screenshot(self.site(host, spec), to).await
     }
 
     async fn list(&self, host: &dyn Host) -> Result<Vec<String>> {
@@ -194,9 +217,8 @@ impl Hypervisor for Qemu {
     }
 
     async fn console(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<StreamAddress>> {
-        let vm = vm::running(host, spec).await?;
-        let folder = Folder(&spec.directory);
-        Ok(vm.pid.map(|pid| StreamAddress::Unix(folder.socket(argv::SERIAL_SOCKET, pid))))
+        let (_vm, pid) = self.site(host, spec).running().await?;
+        Ok(Some(StreamAddress::Unix(Folder(&spec.directory).socket(argv::SERIAL_SOCKET, pid))))
     }
 
     async fn traces(&self, _host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>> {
@@ -208,21 +230,22 @@ impl Hypervisor for Qemu {
     }
 
     async fn down_because(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
-        power::down_because(host, spec).await
+        power::down_because(self.site(host, spec)).await
     }
 
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
-        snapshot::take(host, spec, name).await
+        snapshot::take(self.site(host, spec), name).await
     }
 
     async fn snapshots(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>> {
-        snapshot::names(host, spec).await
+        snapshot::names(self.site(host, spec)).await
     }
 
     async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
-        if snapshot::restore(host, spec, name).await? == Restored::NeedsPowerOff {
-            power::stop(host, spec, Stop::Now, &Feed::silent()).await?;
-            snapshot::restore(host, spec, name).await?;
+        let site = self.site(host, spec);
+        if snapshot::restore(site, name).await? == Restored::NeedsPowerOff {
+            power::stop(site, Stop::Now, &Feed::silent()).await?;
+            snapshot::restore(site, name).await?;
         }
         Ok(())
     }

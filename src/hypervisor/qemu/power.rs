@@ -5,61 +5,59 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::argv;
-use super::definition::Definition;
+use super::definition::{self, Definition};
 use super::folder::Folder;
 use super::machine::Machine;
 use super::scripts;
 use super::snapshot::{self, DiskInfo};
-use super::vm::{self, LOOK_AGAIN, Vm};
+use super::vm::{self, LOOK_AGAIN, Site};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
-use crate::host::{Command, Host};
+use crate::host::Command;
 use crate::hypervisor::{Firmware, GuestSpec, Power, Probe, Stop};
 
-/// How long a guest that is changed may take to shut down before the plug is pulled.
-pub(super) const GRACE: Duration = Duration::from_secs(120);
+/// How long a guest that is to be changed may take on bare metal to shut down, before the plug is pulled.
+pub(super) const SHUTS_DOWN: Duration = Duration::from_secs(60);
 
 /// How long QEMU may take on bare metal from its start to its first answer.
-const START: Duration = Duration::from_secs(15);
-
-/// How long a process that was killed may take to be gone: it may have gigabytes to give back.
-const DEATH: Duration = Duration::from_secs(60);
+const STARTS: Duration = Duration::from_secs(15);
 
 /// How often the power button is pressed.
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long QEMU may take to end by itself when told to.
-const QUIT: Duration = Duration::from_secs(20);
+/// How long QEMU's process may take on bare metal to be gone once it ends: it may have gigabytes to give back.
+const GONE: Duration = Duration::from_secs(10);
 
 /// How much of `qemu.log` goes into an error, in bytes.
 const LOG_TAIL: usize = 8 << 10;
 
-/// Returns what QEMU says about the running `vm`.
-pub(super) async fn status(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<Power> {
-    let answer = match vm.qmp(host, &spec.directory).await {
+/// Returns what QEMU's process `pid` says about the VM.
+pub(super) async fn status(site: Site<'_>, pid: u32) -> Result<Power> {
+    let answer = match site.qmp(pid).await {
         Ok(mut qmp) => qmp.execute("query-status", Value::Null).await,
         Err(error) => Err(error),
     };
     match answer {
         Ok(answer) => Ok(vm::power(answer["status"].as_str().unwrap_or("unknown"))),
         // It may have ended between the two looks.
-        Err(_) if Vm::look(host, spec).await?.is_none_or(|now| now.pid.is_none()) => Ok(Power::Off),
-        Err(error) => Err(error.on(host.name())),
+        Err(_) if !site.is_alive(pid).await? => Ok(Power::Off),
+        Err(error) => Err(error.on(site.host.name())),
     }
 }
 
 /// Returns why the VM is down, if it went down by a failure of its own.
-pub(super) async fn down_because(host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
-    let Some(vm) = Vm::look(host, spec).await? else { return Ok(None) };
+pub(super) async fn down_because(site: Site<'_>) -> Result<Option<Error>> {
+    let Some(vm) = site.look().await? else { return Ok(None) };
     let why = match vm.pid {
-        Some(_) => match status(host, spec, &vm).await? {
+        Some(pid) => match status(site, pid).await? {
             Power::Crashed(why) => why,
             _ => return Ok(None),
         },
         None if vm.died => "QEMU was killed or crashed".to_owned(),
         None => return Ok(None),
     };
-    Ok(Some(with_log(host, spec, format!("{} is down: {why}", spec.vm)).await))
+    let error = site.failure(format_args!("is down: {why}"));
+    Ok(Some(with_log(site, error).await))
 }
 
 /// Returns the commands that start the VM.
@@ -80,44 +78,35 @@ pub(super) fn start_commands(
 }
 
 /// Starts the VM, or lets it go on if it is paused.
-pub(super) async fn start(
-    host: &dyn Host,
-    spec: &GuestSpec,
-    probe: &Probe,
-    feed: &Feed,
-) -> Result<()> {
+pub(super) async fn start(site: Site<'_>, probe: &Probe, feed: &Feed) -> Result<()> {
     let machine = Machine::of(probe);
-    let wanted = Definition::of(spec).map_err(|error| error.on(host.name()))?;
-    let vm = Vm::look(host, spec)
-        .await?
-        .ok_or_else(|| Error::internal(format!("{} is started before it is defined", spec.vm)))?;
-    let limit = probe.patience.limit(START);
-    if let Some(pid) = vm.pid {
-        match status(host, spec, &vm).await? {
+    let wanted = Definition::of(site.spec).map_err(|error| error.on(site.host.name()))?;
+    if let Some(pid) = site.defined().await?.pid {
+        match status(site, pid).await? {
             Power::Running => return Ok(()),
-            Power::Paused => return go_on(host, spec, &vm).await,
-            Power::Changing(_) => return wait_until_running(host, spec, pid, limit).await,
+            Power::Paused => {
+                let went_on = site.qmp(pid).await?.execute("cont", Value::Null).await;
+                return went_on.map(|_| ()).map_err(|error| error.on(site.host.name()));
+            }
+            Power::Changing(_) => return wait_until_running(site, pid).await,
             Power::Crashed(why) => {
-                feed.notice(Level::Warning, format!("{} is started anew: {why}", spec.vm));
-                stop(host, spec, Stop::Now, feed).await?;
+                feed.notice(Level::Warning, format!("{} is started anew: {why}", site.spec.vm));
+                stop(site, Stop::Now, feed).await?;
             }
             Power::Off | Power::Saved => {}
         }
     }
-    can_start(&wanted, &machine).map_err(|error| error.on(host.name()))?;
-    stands_alone(host, spec, &wanted).await?;
-    let mut said = None;
-    for command in start_commands(spec, &wanted, &machine) {
-        said = Some(host.check(&command).await?.text());
+    can_start(&wanted, &machine).map_err(|error| error.on(site.host.name()))?;
+    stands_alone(site, &wanted).await?;
+    let mut said = String::new();
+    for command in start_commands(site.spec, &wanted, &machine) {
+        said = site.host.check(&command).await?.text();
     }
-    let said = said.unwrap_or_default();
     let pid = said.trim().parse().map_err(|_| {
-        Error::internal("the start of QEMU told no process id")
-            .on(host.name())
-            .tail(said.as_bytes())
+        site.failure("told no process id").with_kind(Kind::Internal).tail(said.as_bytes())
     })?;
     feed.doing("waiting for QEMU");
-    wait_until_running(host, spec, pid, limit).await
+    wait_until_running(site, pid).await
 }
 
 /// Returns an error if the host lacks what the definition needs.
@@ -134,109 +123,92 @@ fn can_start(definition: &Definition, machine: &Machine) -> Result<()> {
 }
 
 /// Refuses a disk that names other files of the host.
-async fn stands_alone(host: &dyn Host, spec: &GuestSpec, definition: &Definition) -> Result<()> {
-    let disk = snapshot::disk_info(host, definition).await?;
+async fn stands_alone(site: Site<'_>, definition: &Definition) -> Result<()> {
+    let disk = snapshot::disk_info(site.host, definition).await?;
     match disk.as_ref().and_then(DiskInfo::other_file) {
         None => Ok(()),
-        Some(other) => Err(Error::failed(format!(
-            "the disk of {} names another file, {}, and a guest's disk must not",
-            spec.vm,
-            crate::event::printable(other)
-        ))
-        .on(host.name())
-        .hint("if it is yours: `qemu-img convert -O qcow2` makes one disk of the two")),
+        Some(other) => Err(site
+            .failure(format_args!(
+                "has a disk that names another file, {}, and must not",
+                crate::event::printable(other)
+            ))
+            .hint("if it is yours: `qemu-img convert -O qcow2` makes one disk of the two")),
     }
 }
 
-async fn go_on(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<()> {
-    let mut qmp = vm.qmp(host, &spec.directory).await?;
-    qmp.execute("cont", Value::Null).await.map_err(|error| error.on(host.name()))?;
-    Ok(())
-}
-
 /// Waits until QEMU, the process `pid`, says that the guest runs.
-async fn wait_until_running(
-    host: &dyn Host,
-    spec: &GuestSpec,
-    pid: u32,
-    limit: Duration,
-) -> Result<()> {
+async fn wait_until_running(site: Site<'_>, pid: u32) -> Result<()> {
     let begun = Instant::now();
+    let failed = |why: &str| site.failure(format_args!("did not start: {why}"));
     loop {
-        let vm = Vm::look(host, spec).await?.filter(|vm| vm.pid == Some(pid));
-        let Some(vm) = vm else {
-            return Err(died(host, spec, "QEMU ended at once").await);
-        };
+        if !site.is_alive(pid).await? {
+            return Err(with_log(site, failed("QEMU ended at once")).await);
+        }
         // Until it listens, there is nothing to connect to.
-        if let Ok(power) = status(host, spec, &vm).await {
+        if let Ok(power) = status(site, pid).await {
             match power {
                 Power::Running => return Ok(()),
-                Power::Crashed(why) => return Err(died(host, spec, &why).await),
+                Power::Crashed(why) => return Err(with_log(site, failed(&why)).await),
                 _ => {}
             }
         }
-        if begun.elapsed() > limit {
-            let error = died(host, spec, "QEMU does not say that it runs").await;
+        if begun.elapsed() > site.patience.limit(STARTS) {
+            let error = with_log(site, failed("QEMU does not say that it runs")).await;
             return Err(error.hint("`nestlab down` ends it, whatever it does"));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
-/// Returns the error that `spec`'s VM did not start.
-async fn died(host: &dyn Host, spec: &GuestSpec, why: &str) -> Error {
-    with_log(host, spec, format!("{} did not start: {why}", spec.vm)).await
-}
-
-/// Returns the error `message` with what QEMU said last.
-async fn with_log(host: &dyn Host, spec: &GuestSpec, message: String) -> Error {
-    let log = Folder(&spec.directory).log();
+/// Adds what QEMU said last to `error`.
+async fn with_log(site: Site<'_>, error: Error) -> Error {
+    let log = site.folder().log();
     let tail = Command::new("tail").args(["-c", &LOG_TAIL.to_string(), "--", log.as_str()]);
-    let said = host.run(&tail).await.map(|output| output.stdout).unwrap_or_default();
-    Error::failed(message).on(host.name()).tail(&said)
+    let said = site.host.run(&tail).await.map(|output| output.stdout).unwrap_or_default();
+    error.tail(&said)
 }
 
 /// Stops the VM: by the power button, by QMP, by SIGKILL to the process that is proven to be it.
-pub(super) async fn stop(host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
-    let Some(vm) = Vm::look(host, spec).await? else { return Ok(()) };
-    end(host, spec, &vm, how, feed).await?;
-    host.check(&scripts::forget(Folder(&spec.directory))).await?;
+pub(super) async fn stop(site: Site<'_>, how: Stop, feed: &Feed) -> Result<()> {
+    let Some(vm) = site.look().await? else { return Ok(()) };
+    if let Some(pid) = vm.pid {
+        end(site, pid, how, feed).await?;
+    }
+    site.host.check(&scripts::forget(site.folder())).await?;
     Ok(())
 }
 
-/// Ends the process of `vm`, if it has one.
-async fn end(host: &dyn Host, spec: &GuestSpec, vm: &Vm, how: Stop, feed: &Feed) -> Result<()> {
-    let Some(pid) = vm.pid else { return Ok(()) };
+/// Ends the VM's process `pid`.
+async fn end(site: Site<'_>, pid: u32, how: Stop, feed: &Feed) -> Result<()> {
     if let Stop::Graceful(grace) = how {
         feed.doing("waiting for the guest to shut down");
-        if shut_down(host, spec, vm, grace).await && gone(host, spec, pid, QUIT).await? {
+        if shut_down(site, pid, grace).await && gone(site, pid).await? {
             return Ok(());
         }
         feed.doing("pulling the plug");
     }
-    if quit(host, spec, vm).await && gone(host, spec, pid, QUIT).await? {
+    if quit(site, pid).await && gone(site, pid).await? {
         return Ok(());
     }
-    host.check(&scripts::kill(pid, vm.definition.uuid)).await?;
-    if gone(host, spec, pid, DEATH).await? {
+    site.host.check(&scripts::kill(pid, definition::uuid(site.spec))).await?;
+    if gone(site, pid).await? {
         return Ok(());
     }
-    Err(Error::new(Kind::Stuck, format!("QEMU's process {pid} does not die"))
-        .on(host.name())
+    Err(site
+        .failure(format_args!("does not die: its process {pid} ignores even SIGKILL"))
+        .with_kind(Kind::Stuck)
         .hint("it waits inside the kernel, mostly for a disk: look at `dmesg` there"))
 }
 
 /// Presses the power button until QEMU hangs up, and returns whether it does within `grace`.
-async fn shut_down(host: &dyn Host, spec: &GuestSpec, vm: &Vm, grace: Duration) -> bool {
+async fn shut_down(site: Site<'_>, pid: u32, grace: Duration) -> bool {
     let pressed = async {
         loop {
-            match press(host, spec, vm).await {
+            match press(site, pid).await {
                 Ok(hung_up) => return hung_up,
                 // It ended in the middle of the conversation, or another one keeps its socket busy.
-                Err(_) => match Vm::look(host, spec).await {
-                    Ok(now) if now.as_ref().is_none_or(|now| now.pid != vm.pid) => return true,
-                    _ => tokio::time::sleep(LOOK_AGAIN).await,
-                },
+                Err(_) if matches!(site.is_alive(pid).await, Ok(false)) => return true,
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
     };
@@ -245,8 +217,8 @@ async fn shut_down(host: &dyn Host, spec: &GuestSpec, vm: &Vm, grace: Duration) 
 
 /// Presses the power button until QEMU hangs up, or returns `false` where no guest is to hear it. One
 /// press is not enough: a guest that is still booting does not hear that one.
-async fn press(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<bool> {
-    let mut qmp = vm.qmp(host, &spec.directory).await?;
+async fn press(site: Site<'_>, pid: u32) -> Result<bool> {
+    let mut qmp = site.qmp(pid).await?;
     let status = qmp.execute("query-status", Value::Null).await?;
     match vm::power(status["status"].as_str().unwrap_or_default()) {
         Power::Running => {}
@@ -262,18 +234,18 @@ async fn press(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> Result<bool> {
 }
 
 /// Tells QEMU to end and returns whether it heard that.
-async fn quit(host: &dyn Host, spec: &GuestSpec, vm: &Vm) -> bool {
-    match vm.qmp(host, &spec.directory).await {
+async fn quit(site: Site<'_>, pid: u32) -> bool {
+    match site.qmp(pid).await {
         Ok(mut qmp) => qmp.execute("quit", Value::Null).await.is_ok(),
         Err(_) => false,
     }
 }
 
 /// Waits until the VM's process `pid` is gone and returns whether it is.
-async fn gone(host: &dyn Host, spec: &GuestSpec, pid: u32, limit: Duration) -> Result<bool> {
+async fn gone(site: Site<'_>, pid: u32) -> Result<bool> {
     let begun = Instant::now();
-    while Vm::look(host, spec).await?.is_some_and(|vm| vm.pid == Some(pid)) {
-        if begun.elapsed() > limit {
+    while site.is_alive(pid).await? {
+        if begun.elapsed() > site.patience.limit(GONE) {
             return Ok(false);
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -3,35 +3,35 @@
 use camino::Utf8Path;
 use serde_json::json;
 
-use super::folder::Folder;
-use super::{scripts, vm};
-use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::hypervisor::GuestSpec;
+use super::scripts;
+use super::vm::Site;
+use crate::error::Result;
 
 /// The file in `run/` into which QEMU writes the screen.
 pub(super) const SHOT: &str = "screen.png";
 
 /// Writes a PNG of the guest's screen to `to`.
-pub(super) async fn screenshot(host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
-    let mut qmp = vm::running(host, spec).await?.qmp(host, &spec.directory).await?;
+pub(super) async fn screenshot(site: Site<'_>, to: &Utf8Path) -> Result<()> {
+    let (_vm, pid) = site.running().await?;
+    let mut qmp = site.qmp(pid).await?;
     qmp.execute("screendump", json!({ "filename": SHOT, "format": "png" })).await.map_err(
         |error| {
-            error.on(host.name()).hint("QEMU writes PNG from 7.1 on, if it was built with libpng")
+            error
+                .on(site.host.name())
+                .hint("QEMU writes PNG from 7.1 on, if it was built with libpng")
         },
     )?;
-    host.check(&scripts::take(&Folder(&spec.directory).run().join(SHOT), to)).await?;
+    site.host.check(&scripts::take(&site.folder().run().join(SHOT), to)).await?;
     Ok(())
 }
 
 /// Returns the port of 127.0.0.1 on which `guest_port` of the running guest is reached.
-pub(super) async fn forwarded(host: &dyn Host, spec: &GuestSpec, guest_port: u16) -> Result<u16> {
-    let mut qmp = vm::running(host, spec).await?.qmp(host, &spec.directory).await?;
-    let table = qmp.human("info usernet").await.map_err(|error| error.on(host.name()))?;
+pub(super) async fn forwarded(site: Site<'_>, guest_port: u16) -> Result<u16> {
+    let (_vm, pid) = site.running().await?;
+    let table = site.qmp(pid).await?.human("info usernet").await;
+    let table = table.map_err(|error| error.on(site.host.name()))?;
     host_port(&table, guest_port).ok_or_else(|| {
-        Error::failed(format!("port {guest_port} of {} is not forwarded", spec.vm))
-            .on(host.name())
-            .tail(table.as_bytes())
+        site.failure(format_args!("does not forward its port {guest_port}")).tail(table.as_bytes())
     })
 }
 

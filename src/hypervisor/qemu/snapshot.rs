@@ -8,13 +8,12 @@ use serde_json::{Value, json};
 
 use super::argv::{DISK_NODE, VARIABLES_NODE};
 use super::definition::{Definition, DiskFormat, Drive};
-use super::folder::Folder;
 use super::qmp::Qmp;
 use super::scripts;
-use super::vm::{self, Vm};
+use super::vm::{LOOK_AGAIN, Site, Vm};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
-use crate::hypervisor::{Firmware, GuestSpec};
+use crate::hypervisor::Firmware;
 
 /// The id of the one job that runs on a connection.
 const JOB: &str = "nestlab-snapshot";
@@ -75,56 +74,53 @@ pub(super) async fn disk_info(
 }
 
 /// Returns the names of the VM's snapshots, oldest first.
-pub(super) async fn names(host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>> {
-    let Some(vm) = Vm::look(host, spec).await? else { return Ok(Vec::new()) };
-    let info = disk_info(host, &vm.definition).await?;
-    Ok(info.into_iter().flat_map(|info| info.snapshots).map(|snapshot| snapshot.name).collect())
+pub(super) async fn names(site: Site<'_>) -> Result<Vec<String>> {
+    let Some(vm) = site.look().await? else { return Ok(Vec::new()) };
+    Ok(snapshots(site, &vm).await?.into_iter().map(|snapshot| snapshot.name).collect())
+}
+
+async fn snapshots(site: Site<'_>, vm: &Vm) -> Result<Vec<Snapshot>> {
+    let info = disk_info(site.host, &vm.definition).await?;
+    Ok(info.map(|info| info.snapshots).unwrap_or_default())
 }
 
 /// Takes the snapshot `name`, with the guest's memory if it runs.
-pub(super) async fn take(host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
-    let vm = defined(host, spec).await?;
-    let nodes = nodes(&vm.definition, spec).map_err(|error| error.on(host.name()))?;
-    if names(host, spec).await?.iter().any(|known| known == name) {
-        return Err(Error::failed(format!("{} has a snapshot called `{name}` already", spec.vm))
-            .on(host.name()));
+pub(super) async fn take(site: Site<'_>, name: &str) -> Result<()> {
+    let vm = site.defined().await?;
+    let nodes = nodes(site, &vm.definition)?;
+    if snapshots(site, &vm).await?.iter().any(|known| known.name == name) {
+        return Err(site.failure(format_args!("has a snapshot called `{name}` already")));
     }
-    if vm.pid.is_some() {
-        let mut qmp = vm.qmp(host, &spec.directory).await?;
-        return job(&mut qmp, "snapshot-save", name, &nodes)
-            .await
-            .map_err(|error| error.on(host.name()));
+    if let Some(pid) = vm.pid {
+        return job(site, &mut site.qmp(pid).await?, "snapshot-save", name, &nodes).await;
     }
     for node in &nodes {
-        host.check(&offline("-c", name, node)).await?;
+        site.host.check(&offline("-c", name, node)).await?;
     }
     Ok(())
 }
 
 /// Restores the snapshot `name`. A running guest runs on as it did then, if it ran; else the VM is off.
-pub(super) async fn restore(host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<Restored> {
-    let vm = defined(host, spec).await?;
-    let nodes = nodes(&vm.definition, spec).map_err(|error| error.on(host.name()))?;
-    let info = disk_info(host, &vm.definition).await?;
-    let snapshot = info
-        .into_iter()
-        .flat_map(|info| info.snapshots)
+pub(super) async fn restore(site: Site<'_>, name: &str) -> Result<Restored> {
+    let vm = site.defined().await?;
+    let nodes = nodes(site, &vm.definition)?;
+    let known = snapshots(site, &vm).await?;
+    let snapshot = known
+        .iter()
         .find(|snapshot| snapshot.name == name)
-        .ok_or_else(|| {
-            Error::failed(format!("{} has no snapshot called `{name}`", spec.vm)).on(host.name())
-        })?;
-    if vm.pid.is_none() {
+        .ok_or_else(|| site.failure(format_args!("has no snapshot called `{name}`")))?;
+    let Some(pid) = vm.pid else {
         for node in &nodes {
-            host.check(&offline("-a", name, node)).await?;
+            site.host.check(&offline("-a", name, node)).await?;
         }
         return Ok(Restored::Done);
-    }
+    };
     if snapshot.vm_state_size == 0 {
         return Ok(Restored::NeedsPowerOff);
     }
-    let mut qmp = vm.qmp(host, &spec.directory).await?;
-    job(&mut qmp, "snapshot-load", name, &nodes).await.map_err(|error| error.on(host.name()))?;
-    qmp.execute("cont", Value::Null).await.map_err(|error| error.on(host.name()))?;
+    let mut qmp = site.qmp(pid).await?;
+    job(site, &mut qmp, "snapshot-load", name, &nodes).await?;
+    qmp.execute("cont", Value::Null).await.map_err(|error| error.on(site.host.name()))?;
     Ok(Restored::Done)
 }
 
@@ -137,12 +133,6 @@ pub(super) enum Restored {
     NeedsPowerOff,
 }
 
-async fn defined(host: &dyn Host, spec: &GuestSpec) -> Result<Vm> {
-    Vm::look(host, spec)
-        .await?
-        .ok_or_else(|| Error::failed(format!("{} is not defined", spec.vm)).on(host.name()))
-}
-
 /// A disk that snapshots are kept in.
 #[derive(Debug, PartialEq, Eq)]
 struct Node {
@@ -151,18 +141,16 @@ struct Node {
 }
 
 /// Returns the disks that belong to a snapshot, the one that holds the memory first.
-fn nodes(definition: &Definition, spec: &GuestSpec) -> Result<Vec<Node>> {
+fn nodes(site: Site<'_>, definition: &Definition) -> Result<Vec<Node>> {
     let Drive::Disk { path, format: DiskFormat::Qcow2 } = &definition.drive else {
-        return Err(Error::new(
-            Kind::HostCannot,
-            format!("{} has no qcow2 disk, so QEMU can take no snapshot of it", spec.vm),
-        )
-        .hint("give the guest an image whose disk is qcow2"));
+        return Err(site
+            .failure("has no qcow2 disk, so QEMU can take no snapshot of it")
+            .with_kind(Kind::HostCannot)
+            .hint("give the guest an image whose disk is qcow2"));
     };
     let mut nodes = vec![Node { name: DISK_NODE, path: path.clone() }];
     if definition.firmware == Firmware::Efi {
-        let path = Folder(&spec.directory).efi_variables();
-        nodes.push(Node { name: VARIABLES_NODE, path });
+        nodes.push(Node { name: VARIABLES_NODE, path: site.folder().efi_variables() });
     }
     Ok(nodes)
 }
@@ -173,29 +161,35 @@ fn offline(what: &str, name: &str, node: &Node) -> Command {
 
 /// Runs a snapshot job to its end. QEMU accepts the command at once and may fail later, so only the
 /// concluded job tells; the job is dismissed either way.
-async fn job(qmp: &mut Qmp, command: &str, name: &str, nodes: &[Node]) -> Result<()> {
+async fn job(
+    site: Site<'_>,
+    qmp: &mut Qmp,
+    command: &str,
+    name: &str,
+    nodes: &[Node],
+) -> Result<()> {
     let devices: Vec<_> = nodes.iter().map(|node| node.name).collect();
     let arguments = json!({ "job-id": JOB, "tag": name, "vmstate": DISK_NODE, "devices": devices });
-    qmp.execute(command, arguments).await?;
+    let here = |error: Error| error.on(site.host.name());
+    qmp.execute(command, arguments).await.map_err(here)?;
     let mut silence = Silence::default();
     loop {
-        let jobs = qmp.execute("query-jobs", Value::Null).await?;
+        let jobs = qmp.execute("query-jobs", Value::Null).await.map_err(here)?;
         let job = jobs
             .as_array()
             .and_then(|jobs| jobs.iter().find(|job| job["id"] == JOB))
-            .ok_or_else(|| Error::failed(format!("{command} `{name}` vanished")))?;
+            .ok_or_else(|| site.failure(format_args!("lost its job {command} `{name}`")))?;
         if job["status"] == "concluded" {
-            let outcome = match job["error"].as_str() {
-                Some(error) => Err(Error::failed(format!("{command} `{name}` failed: {error}"))),
+            qmp.execute("job-dismiss", json!({ "id": JOB })).await.map_err(here)?;
+            return match job["error"].as_str() {
+                Some(why) => Err(site.failure(format_args!("failed at {command} `{name}`: {why}"))),
                 None => Ok(()),
             };
-            qmp.execute("job-dismiss", json!({ "id": JOB })).await?;
-            return outcome;
         }
-        if silence.since(job["current-progress"].as_u64()) > vm::qmp_silence() {
-            return Err(Error::failed(format!("{command} `{name}` makes no progress")));
+        if silence.since(job["current-progress"].as_u64()) > site.qmp_silence() {
+            return Err(site.failure(format_args!("makes no progress with {command} `{name}`")));
         }
-        tokio::time::sleep(vm::LOOK_AGAIN).await;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -10,6 +10,11 @@ use crate::hypervisor::Acceleration;
 /// processor (measured with Debian), more than the micro-guest's work shows.
 const TCG_FACTOR: f64 = 20.0;
 
+/// Returns how long to wait for guests on a host that may be emulated.
+pub(super) fn emulated_patience() -> Patience {
+    Patience::new(TCG_FACTOR)
+}
+
 /// From this factor on, KVM might be emulated itself, and is compared with TCG.
 const SUSPICIOUS_FACTOR: f64 = 10.0;
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use camino::Utf8Path;
-
 use super::definition::Definition;
 use super::folder::Folder;
 use super::qmp::Qmp;
@@ -12,14 +10,22 @@ use crate::error::{Error, Kind, Result};
 use crate::host::{Exit, Host, Patience, StreamAddress};
 use crate::hypervisor::{GuestSpec, Power};
 
-/// How long QEMU may be silent on QMP. On the processor itself it answers within milliseconds; not
-/// every caller knows how slow the host is, so this is for one that is emulated.
-pub(super) fn qmp_silence() -> Duration {
-    Patience::new(20.0).limit(Duration::from_secs(5))
-}
+/// How long QEMU may be silent on QMP on bare metal, where it answers within milliseconds.
+const QMP_SILENCE: Duration = Duration::from_secs(5);
 
 /// How often a condition is looked at that cannot be waited for otherwise.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Where a VM is or is to be, and how slow things are there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Site<'a> {
+    /// Its host.
+    pub(super) host: &'a dyn Host,
+    /// What it is to be.
+    pub(super) spec: &'a GuestSpec,
+    /// How slow guests are on that host; QEMU itself is no slower.
+    pub(super) patience: Patience,
+}
 
 /// A VM that is defined.
 #[derive(Debug)]
@@ -32,58 +38,75 @@ pub(super) struct Vm {
     pub(super) died: bool,
 }
 
-impl Vm {
-    /// Looks at the VM of `spec` on `host`; `None` if it is not defined.
-    pub(super) async fn look(host: &dyn Host, spec: &GuestSpec) -> Result<Option<Vm>> {
-        let command = scripts::look(Folder(&spec.directory));
-        let output = host.run(&command).await?;
+impl<'a> Site<'a> {
+    /// Returns the VM's folder.
+    pub(super) fn folder(self) -> Folder<'a> {
+        Folder(&self.spec.directory)
+    }
+
+    /// Returns a failure of the VM: its name and `what` is the matter with it.
+    pub(super) fn failure(self, what: impl std::fmt::Display) -> Error {
+        Error::failed(format!("{} {what}", self.spec.vm)).on(self.host.name())
+    }
+
+    /// Returns how long QEMU may be silent on QMP.
+    pub(super) fn qmp_silence(self) -> Duration {
+        self.patience.limit(QMP_SILENCE)
+    }
+
+    /// Looks at the VM; `None` if it is not defined.
+    pub(super) async fn look(self) -> Result<Option<Vm>> {
+        let command = scripts::look(self.folder());
+        let output = self.host.run(&command).await?;
         match output.exit {
             Exit::Code(0) => {}
             Exit::Code(scripts::NOT_DEFINED) => return Ok(None),
-            _ => return Err(output.error(&command).on(host.name())),
+            _ => return Err(output.error(&command).on(self.host.name())),
         }
         let vm = parse(&output.stdout)
-            .map_err(|error| error.context(&spec.directory).on(host.name()))?;
+            .map_err(|error| error.context(&self.spec.directory).on(self.host.name()))?;
         Ok(Some(vm))
     }
 
-    /// Opens the QMP of the VM, which runs in `directory` on `host`.
-    pub(super) async fn qmp(&self, host: &dyn Host, directory: &Utf8Path) -> Result<Qmp> {
-        let pid = self.pid.ok_or_else(|| {
-            Error::failed(format!("{} is not running", self.definition.vm)).on(host.name())
-        })?;
-        connect(host, directory, pid).await
+    /// Returns whether `pid` is still the VM's process.
+    pub(super) async fn is_alive(self, pid: u32) -> Result<bool> {
+        Ok(self.look().await?.is_some_and(|vm| vm.pid == Some(pid)))
+    }
+
+    /// Looks at the VM, which must be defined.
+    pub(super) async fn defined(self) -> Result<Vm> {
+        self.look().await?.ok_or_else(|| self.failure("is not defined"))
+    }
+
+    /// Looks at the VM, which must run, and returns it with its process id.
+    pub(super) async fn running(self) -> Result<(Vm, u32)> {
+        match self.look().await? {
+            Some(vm) if let Some(pid) = vm.pid => Ok((vm, pid)),
+            _ => Err(self.failure("is not running").with_kind(Kind::Unreachable)),
+        }
+    }
+
+    /// Opens the QMP of the VM's process `pid`.
+    pub(super) async fn qmp(self, pid: u32) -> Result<Qmp> {
+        let socket = StreamAddress::Unix(self.folder().socket(argv::QMP_SOCKET, pid));
+        let stream = self.host.open_stream(&socket).await?;
+        Qmp::connect(stream, self.qmp_silence()).await.map_err(|error| error.on(self.host.name()))
     }
 }
 
 /// Returns the names of the VMs among the processes with these arguments, each ended by a NUL: what
-/// follows `-name guest=`, as this driver starts them.
+/// `-name guest=` is followed by, up to the comma that ends it.
 pub(super) fn names(arguments: &[u8]) -> Vec<String> {
     let arguments: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
+    let name = |value: &[u8]| -> Option<String> {
+        let value = std::str::from_utf8(value).ok()?.strip_prefix("guest=")?.replace(",,", "\0");
+        Some(value.split(',').next()?.replace('\0', ","))
+    };
     arguments
         .windows(2)
         .filter(|pair| pair[0] == b"-name")
-        .filter_map(|pair| std::str::from_utf8(pair[1]).ok()?.strip_prefix("guest="))
-        .map(str::to_owned)
+        .filter_map(|pair| name(pair[1]))
         .collect()
-}
-
-/// Opens the QMP of the process `pid`, which runs in `directory` on `host`.
-pub(super) async fn connect(host: &dyn Host, directory: &Utf8Path, pid: u32) -> Result<Qmp> {
-    let socket = StreamAddress::Unix(Folder(directory).socket(argv::QMP_SOCKET, pid));
-    let stream = host.open_stream(&socket).await?;
-    Qmp::connect(stream, qmp_silence()).await.map_err(|error| error.on(host.name()))
-}
-
-/// Looks at the VM of `spec`, which must run.
-pub(super) async fn running(host: &dyn Host, spec: &GuestSpec) -> Result<Vm> {
-    match Vm::look(host, spec).await? {
-        Some(vm) if vm.pid.is_some() => Ok(vm),
-        _ => {
-            Err(Error::new(Kind::Unreachable, format!("{} is not running", spec.vm))
-                .on(host.name()))
-        }
-    }
 }
 
 /// Returns what [`scripts::look`] printed: the definition, whether QEMU left its mark, a process id, that
