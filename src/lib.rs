@@ -23,7 +23,7 @@
 //! Beside them stand the two vocabularies that everything shares, [`error`] and [`event`], and
 //! [`faults`], through which the tests kill nestlab at every write.
 
-#![warn(missing_docs, unreachable_pub)]
+#![warn(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod cli;
 pub mod engine;

@@ -130,7 +130,7 @@ mod tests {
             .expect(ID)
             .prints("old\n")
             .expect(["systemctl", "reboot"])
-            .is_not_installed()
+            .cannot_be_found()
             .expect(["reboot"])
             .prints("")
             .expect(ID)

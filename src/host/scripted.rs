@@ -177,7 +177,7 @@ impl Expectation {
     }
 
     /// Answers as a host that cannot start the program.
-    pub(crate) fn is_not_installed(self) -> Scripted {
+    pub(crate) fn cannot_be_found(self) -> Scripted {
         self.replies(Reply::Lost(Kind::Failed, "no such program".to_owned()))
     }
 
@@ -284,7 +284,7 @@ mod tests {
             .unprivileged()
             .with_file("/etc/hostname", "l1\n")
             .expect(["dkms", "status"])
-            .is_not_installed()
+            .cannot_be_found()
             .expect(["reboot"])
             .loses_the_connection();
         assert!(!host.is_root());

@@ -213,7 +213,7 @@ mod tests {
     async fn a_usual_place_is_tried_when_path_has_none() {
         let host = Scripted::new("l1")
             .expect(["VBoxManage", "--version"])
-            .is_not_installed()
+            .cannot_be_found()
             .expect(["/usr/bin/VBoxManage", "--version"])
             .fails(127, "sh: 1: /usr/bin/VBoxManage: not found\n")
             .expect(["/usr/lib/virtualbox/VBoxManage", "--version"])
@@ -234,7 +234,7 @@ mod tests {
     async fn where_there_is_none_the_error_says_how_to_get_it() {
         let mut host = Scripted::new("l1");
         for place in USUAL_PLACES {
-            host = host.expect([place, "--version"]).is_not_installed();
+            host = host.expect([place, "--version"]).cannot_be_found();
         }
         let error = find(&host, None).await.unwrap_err();
         assert_eq!((error.kind(), error.host()), (Kind::HostCannot, Some("l1")));
