@@ -4,11 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::session::{Told, command_line};
-use super::{Globals, bundle, lock, output};
+use super::{Globals, bundle, doctor, lock, output};
 use crate::engine;
 use crate::error::Result;
+use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::{self, Blueprint, World};
+use crate::plan::{self, Blueprint, Images, World, l0};
+use crate::preflight::Needs;
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
 
@@ -34,6 +36,15 @@ pub(crate) struct Args {
     /// Build just what `<recipe>.lock` pins, or say what of it cannot be had
     #[arg(long)]
     locked: bool,
+    /// Go on where a system is known not to let guests run guests, such as Qubes OS
+    #[arg(long)]
+    force: bool,
+    /// First apply the remedies that are safe (packages, modules, groups), after showing them and asking
+    #[arg(long)]
+    prepare_host: bool,
+    /// Do not ask
+    #[arg(long, requires = "prepare_host")]
+    yes: bool,
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -64,6 +75,9 @@ async fn build(
 ) -> Result<Arc<World>> {
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
+    if Blueprint::of(lab)?.is_none() {
+        can_l0(&recipe, lab, args, globals, told).await?;
+    }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
     world.lock = locked;
     let world = Arc::new(world);
@@ -75,6 +89,25 @@ async fn build(
     let summary = engine::run(&plan, options, journal, told.feed.clone(), told.cancel()).await;
     summary.into_result()?;
     Ok(world)
+}
+
+/// Looks whether L0 can carry a lab that is not begun yet, after preparing it if that is asked for. Of one
+/// that is begun, every step has its own check.
+async fn can_l0(
+    recipe: &Recipe,
+    lab: &Lab,
+    args: &Args,
+    globals: &Globals,
+    told: &Told,
+) -> Result<()> {
+    let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
+    let directory = doctor::nearest_folder(&globals.state_dir);
+    let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
+    let needs = Needs { force: args.force, ..needs };
+    if args.prepare_host {
+        doctor::prepare(&*l0, &drivers, &needs, args.yes).await?;
+    }
+    doctor::judge(&*l0, &drivers, &needs, &told.feed).await
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.

@@ -13,7 +13,7 @@ use crate::hypervisor::Drivers;
 use crate::lab::Lab;
 use crate::recipe::budget::{Network, Resources};
 use crate::recipe::text::SshDestination;
-use crate::recipe::{Cpus, HostKey, HypervisorKind, Mebibytes, Platform};
+use crate::recipe::{Cpus, HostKey, HypervisorKind, Mebibytes, Platform, Recipe};
 
 /// What messages call L0.
 pub const NAME: &str = "L0";
@@ -21,6 +21,17 @@ pub const NAME: &str = "L0";
 /// Returns this machine as L0.
 pub fn local() -> HostRef {
     faults::host(Arc::new(Local::new()))
+}
+
+/// Returns L0 as `recipe` has it, for the lab `lab`.
+///
+/// # Errors
+/// As [`over_ssh`].
+pub fn of(recipe: &Recipe, lab: &Lab) -> Result<HostRef> {
+    match &recipe.host.ssh {
+        None => Ok(local()),
+        Some(destination) => over_ssh(destination, lab),
+    }
 }
 
 /// Returns the machine at `destination` as L0, entered with the user's own agent or key; its host key is

@@ -47,10 +47,7 @@ impl World {
     /// [`Kind::Recipe`] for what no machine could build, [`Kind::HostCannot`] for what this L0 cannot.
     pub async fn open(recipe: Recipe, lab: &Lab, cache: &Utf8Path) -> Result<Self> {
         let images = Images::of(&recipe)?;
-        let l0 = match &recipe.host.ssh {
-            None => l0::local(),
-            Some(destination) => l0::over_ssh(destination, lab)?,
-        };
+        let l0 = l0::of(&recipe, lab)?;
         let before = Blueprint::of(lab)?;
         let room = before.is_none().then(|| lab.labs().state_directory());
         let drivers = Drivers::new();

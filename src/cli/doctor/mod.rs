@@ -12,7 +12,7 @@ use url::Url;
 
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::{Feed, Level};
 use crate::guest::Site;
 use crate::host::{Host, Local, Patience};
 use crate::hypervisor::Drivers;
@@ -95,8 +95,37 @@ fn needs(args: &Args, globals: &Globals) -> Result<Needs> {
     Ok(Needs { force: args.force, reach, ..needs })
 }
 
+/// Looks whether `host` can do what `needs` say, before anything is begun; tells what the user should
+/// know even if it can.
+///
+/// # Errors
+/// [`Kind::HostCannot`] with every check that failed and its remedy.
+pub(super) async fn judge(
+    host: &dyn Host,
+    drivers: &Drivers,
+    needs: &Needs,
+    feed: &Feed,
+) -> Result<()> {
+    let findings = preflight::run(host, needs, drivers).await?;
+    let mixed = findings.iter().find(|finding| finding.id == "mixed-hypervisors");
+    if let Some(mixed) = mixed.filter(|finding| finding.verdict == Verdict::Warn) {
+        let remedy = mixed.remedy.as_deref().unwrap_or_default();
+        feed.notice(Level::Warning, format!("{}: {remedy}", mixed.found));
+    }
+    let failed: Vec<_> = findings.iter().filter(|it| it.verdict == Verdict::Fail).collect();
+    let Some(first) = failed.first() else { return Ok(()) };
+    let lines: Vec<_> = failed.iter().map(|it| format!("{}: {}", it.id, it.found)).collect();
+    let mut error = Error::new(Kind::HostCannot, format!("{}: {}", first.id, first.found))
+        .on(host.name())
+        .tail(lines.join("\n").as_bytes());
+    for finding in failed {
+        error = finding.remedy.iter().chain(&finding.commands).fold(error, Error::hint);
+    }
+    Err(error)
+}
+
 /// Returns the folder itself, or the nearest one above it that is there.
-fn nearest_folder(path: &Utf8Path) -> Utf8PathBuf {
+pub(super) fn nearest_folder(path: &Utf8Path) -> Utf8PathBuf {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Utf8Path::new("/")).to_owned()
 }
 
@@ -148,7 +177,13 @@ async fn record(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn prepare(host: &dyn Host, drivers: &Drivers, needs: &Needs, yes: bool) -> Result<()> {
+/// Shows the remedies that are safe and applies them, once the user agrees.
+pub(super) async fn prepare(
+    host: &dyn Host,
+    drivers: &Drivers,
+    needs: &Needs,
+    yes: bool,
+) -> Result<()> {
     let cancel = CancellationToken::new();
     let feed = Feed::silent();
     let site = Site { host, patience: Patience::NATIVE, feed: &feed, cancel: &cancel };
