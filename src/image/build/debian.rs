@@ -59,6 +59,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ("boot/grub/grub.cfg", 0o644, include_str!("debian/grub.cfg")),
     // With an empty one systemd makes a new id, and does not ask what it asks at a first boot.
     ("etc/machine-id", 0o444, ""),
+    ("etc/default/locale", 0o644, "LANG=C.UTF-8\n"),
     ("etc/fstab", 0o644, include_str!("debian/fstab")),
     ("etc/hostname", 0o644, "debian\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n"),
@@ -97,6 +98,9 @@ const LINKS: &[(&str, &str)] = &[
     ("etc/systemd/system/sshd-keygen.service", "/dev/null"),
     ("etc/systemd/system/apt-daily.timer", "/dev/null"),
     ("etc/systemd/system/apt-daily-upgrade.timer", "/dev/null"),
+    // Ten seconds of an emulated boot, for snapshots of logical volumes that are not there.
+    ("etc/systemd/system/e2scrub_all.timer", "/dev/null"),
+    ("etc/systemd/system/e2scrub_reap.service", "/dev/null"),
 ];
 
 /// GRUB's first configuration, in the firmware's partition: it goes on with the one in the root partition.

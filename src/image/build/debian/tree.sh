@@ -4,7 +4,8 @@ set -eu
 tree=$1 overlay=$2 folder=$3 date=$4
 shift 4
 tar --extract --file "$tree" --directory "$folder" --numeric-owner --preserve-permissions \
-    --exclude='./dev/*' --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
+    --exclude='./dev/*' --exclude='./var/cache/apt/archives/*.deb' --exclude='./var/cache/apt/*.bin' \
+    --exclude='./var/lib/apt/lists/*_*' \
     --exclude='./etc/ssh/ssh_host_*' --exclude='./etc/resolv.conf' \
     --exclude='./etc/.resolv.conf.systemd-resolved.bak'
 tar --extract --file "$overlay" --directory "$folder" --numeric-owner --preserve-permissions \
