@@ -129,7 +129,10 @@ impl Packages<'_> {
         let command = if self.debs.is_empty() {
             command
         } else {
-            command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount")
+            command
+                .arg("--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount")
+                // Exactly these files, also where the archive has a newer version of an essential one.
+                .arg("--aptopt=APT::Get::Allow-Downgrades \"true\"")
         };
         // Root's scratch is ours, and goes with it; a user's must be open to the user's other ids.
         if shop.host.is_root() { command.env("TMPDIR", shop.folder.as_str()) } else { command }
