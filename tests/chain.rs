@@ -4,14 +4,16 @@
 
 #[path = "support/lab.rs"]
 mod lab;
+#[path = "support/outdated.rs"]
+mod outdated;
 #[path = "support/publisher.rs"]
 mod publisher;
 
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
 
 use lab::{Nestlab, processes_naming};
+use outdated::Outdated;
 use publisher::{Publisher, Release};
 
 /// What L2's own appliance says about itself to nestlab; the rest is the publisher's manifest.
@@ -31,43 +33,12 @@ fn appliance(nestlab: &Nestlab) -> Vec<u8> {
     std::fs::read(path.trim()).expect("the store can be read")
 }
 
-/// An older copy of a package that every Debian has: L1 is built with it, so that there is something to
-/// upgrade, whatever the archive holds today.
-fn outdated_package(folder: &Path) -> String {
-    let run = |command: &mut Command| {
-        let output = command.current_dir(folder).output().expect("dpkg's tools run");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    run(Command::new("apt-get").args(["-q", "download", "hostname"]));
-    let downloaded = std::fs::read_dir(folder)
-        .expect("the folder")
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("hostname_"))
-        .expect("the package came")
-        .path();
-    run(Command::new("dpkg-deb").arg("-R").arg(&downloaded).arg("tree"));
-    let control = folder.join("tree/DEBIAN/control");
-    let text = std::fs::read_to_string(&control).expect("a control file");
-    let older: String = text
-        .lines()
-        .map(|line| {
-            if line.starts_with("Version:") {
-                "Version: 0~nestlab1\n".to_owned()
-            } else {
-                format!("{line}\n")
-            }
-        })
-        .collect();
-    std::fs::write(&control, older).expect("the control file can be written");
-    run(Command::new("dpkg-deb").args(["--root-owner-group", "-b", "tree", "hostname_old.deb"]));
-    folder.join("hostname_old.deb").display().to_string()
-}
-
 /// The recipe of the whole chain, its manifests beside it.
 fn recipe(folder: &Path, publisher: &Publisher, release: &Release) -> String {
-    let deb = outdated_package(folder);
+    let packages = Outdated::in_folder(folder);
+    let debs: Vec<_> = [vec![packages.hostname()], packages.kernel()].concat();
     let l1 = include_str!("../images/debian-sid.toml");
-    let l1 = l1.replacen("[build]\n", &format!("[build]\ndebs = [{deb:?}]\n"), 1);
+    let l1 = l1.replacen("[build]\n", &format!("[build]\ndebs = {debs:?}\n"), 1);
     assert!(l1.contains("debs = ["), "images/debian-sid.toml has a [build] table");
     let l1 = l1.replacen("name = \"debian-sid\"", "name = \"debian-outdated\"", 1);
     std::fs::write(folder.join("l1.toml"), l1).expect("the manifest can be written");
@@ -128,6 +99,13 @@ fn l1_was_provisioned(nestlab: &Nestlab) {
     let install = commands.iter().find(|command| command.ends_with(" virtualbox"));
     let install = install.expect("virtualbox was installed");
     assert!(install.contains("--no-install-recommends"), "{install}");
+    let kernels = l1.sh("ls -1 /boot | sed -n s/^vmlinuz-//p");
+    let running = l1.sh("uname -r");
+    let boots = l1.sh("journalctl --quiet --list-boots --no-pager");
+    println!("L1 runs {running} of {}; its boots:\n{boots}", kernels.replace('\n', ", "));
+    let older = kernels.lines().filter(|kernel| *kernel != running).collect::<Vec<_>>();
+    assert_eq!(older.len(), 1, "the kernel that the image came with and a newer one: {kernels}");
+    assert_eq!(boots.lines().count(), 2, "it was rebooted into the newer one: {boots}");
     let version = l1.sh("VBoxManage --version");
     println!("VirtualBox in L1: {version}");
     assert!(version.starts_with("7.2."), "{version}");

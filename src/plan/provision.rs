@@ -121,11 +121,9 @@ impl Action for Headers {
 
     async fn commands(&self, context: &Context) -> Result<Vec<Command>> {
         // Which kernel will run is known once the guest is up.
-        let release = match self.spot.inside(context).await {
-            Ok(inside) => kernel::kernels(inside.site()).await?.next,
-            Err(_) => return Ok(Vec::new()),
-        };
-        Ok(vec![kernel::headers(&release)?.command(Patience::NATIVE)])
+        let seen = async { kernel::kernels(self.spot.inside(context).await?.site()).await };
+        let Ok(kernels) = seen.await else { return Ok(Vec::new()) };
+        Ok(vec![kernel::headers(&kernels.next)?.command(Patience::NATIVE)])
     }
 }
 

@@ -66,9 +66,10 @@ impl Action for Define {
 
     async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
         let machines = &self.spot.world.machines;
-        let changes = match self.spot.seat().await {
-            Ok(seat) => self.changes(&seat).await?,
-            // Its host is not up yet: what a fresh VM would take, as far as it is known.
+        let seen = async { self.changes(&self.spot.seat().await?).await };
+        let changes = match seen.await {
+            Ok(changes) => changes,
+            // Its host is not ready yet: what a fresh VM would take, as far as it is known.
             Err(_) => {
                 let machine = machines.blueprint().machine(&self.spot.guest)?;
                 let driver = machines.driver(machine.outer);
