@@ -68,14 +68,13 @@ pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transc
 struct Reader<'a> {
     feed: &'a Feed,
     total: Option<u64>,
-    done: u64,
     troubles: Vec<Trouble>,
     tail: VecDeque<String>,
 }
 
 impl<'a> Reader<'a> {
     fn new(feed: &'a Feed) -> Self {
-        Reader { feed, total: None, done: 0, troubles: Vec::new(), tail: VecDeque::new() }
+        Reader { feed, total: None, troubles: Vec::new(), tail: VecDeque::new() }
     }
 
     /// Takes a line. dpkg separates the states of its progress with carriage returns.
@@ -95,14 +94,10 @@ impl<'a> Reader<'a> {
                 None => self.feed.doing(format!("downloading, {percent:.0} %")),
             },
             Status::Package { what, percent, .. } => {
-                if what.starts_with("Installed ") || what.starts_with("Removed ") {
-                    self.done += 1;
-                }
-                let (done, total) = match self.total {
-                    Some(total) => (self.done.min(total), total),
-                    // From a number of percent that is not negative and at most a hundred.
-                    None => (percent.clamp(0.0, 100.0) as u64, 100),
-                };
+                // apt unpacks many packages before it configures the first, and its percentage counts
+                // both: packages that are wholly installed would stand at none for most of the time.
+                let total = self.total.unwrap_or(100);
+                let done = (percent.clamp(0.0, 100.0) / 100.0 * total as f64) as u64;
                 self.feed.item(done, total, crate::event::printable(what_short(&what)));
             }
             Status::Failure { package, message } => {
