@@ -177,7 +177,7 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
                 "0/2 downloading",
                 "1/2 downloading",
                 "0/2 Preparing nl-one",
-                "0/2 Configuring nl-one",
+                "1/2 Configuring nl-one",
                 "1/2 Installed nl-one",
             ]
         );
