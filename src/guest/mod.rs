@@ -15,6 +15,7 @@ pub mod proof;
 pub mod readiness;
 pub mod reboot;
 mod vigil;
+mod watch;
 
 use std::time::Duration;
 

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use super::Site;
 use super::readiness::Outside;
-use super::{Site, Vigil};
+use super::watch::Watch;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
 
@@ -48,28 +49,16 @@ async fn reboot_within(
     let before = boot_id(site.host).await?;
     site.feed.doing("rebooting");
     ask_for_it(site).await?;
-    let mut vigil = Vigil::new(silence);
+    let mut watch = Watch::new(site, outside, silence, "waiting for the reboot");
     loop {
         site.look_again().await?;
-        let state = match boot_id(site.host).await {
+        let state = match watch.until(boot_id(site.host)).await {
             Ok(id) if id != before => return Ok(id),
-            Ok(_) => "it has not stopped yet".to_owned(),
-            Err(error) if error.kind() == Kind::Unreachable => "it does not answer yet".to_owned(),
+            Ok(_) => "it has not stopped yet",
+            Err(error) if error.kind() == Kind::Unreachable => "it does not answer yet",
             Err(error) => return Err(error),
         };
-        site.feed.doing(format!("waiting for the reboot: {state}"));
-        let life = match &outside {
-            Some(outside) => outside.life().await?,
-            None => String::new(),
-        };
-        if let Some(still) = vigil.stalled(format!("{state} {life}")) {
-            return Err(Error::new(
-                Kind::NotReady,
-                format!("it was told to reboot, but {state}, for {} s", still.as_secs()),
-            )
-            .on(site.host.name())
-            .hint(format!("look at its console: nestlab logs {}", site.host.name())));
-        }
+        watch.turn(format!("waiting for the reboot: {state}"), state.to_owned()).await?;
     }
 }
 

@@ -70,9 +70,8 @@ impl<'a> Outdated<'a> {
     }
 
     fn apt(&self, words: &[&str]) {
-        let within = |option: &str, path: &str| {
-            format!("{option}={}", self.folder.join(path).display())
-        };
+        let within =
+            |option: &str, path: &str| format!("{option}={}", self.folder.join(path).display());
         let options = [
             within("Dir::Etc::sourcelist", "etc/sources.list"),
             within("Dir::Etc::sourceparts", "etc/none"),

@@ -12,7 +12,8 @@ use std::time::Duration;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::{Site, Vigil, reboot};
+use super::watch::Watch;
+use super::{Site, reboot};
 use crate::error::{Error, Kind, Result};
 use crate::event::printable;
 use crate::host::{Command, Host};
@@ -23,6 +24,9 @@ use serial::Serial;
 
 /// How long a guest may show no sign of life while it boots, on bare metal.
 const SILENCE: Duration = Duration::from_secs(120);
+
+const SSH: &str = "waiting for its SSH server";
+const GUEST_ADDITIONS: &str = "waiting for its guest additions to report";
 
 /// What proved that a guest is up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +96,7 @@ impl Outside<'_> {
     }
 
     /// Returns an error if the VM does not run any more: what it waits for will not come.
-    async fn still_runs(&self) -> Result<()> {
+    pub(super) async fn still_runs(&self) -> Result<()> {
         let actual = self.hypervisor.inspect(self.host, self.spec).await?;
         let gone = match actual.map(|actual| actual.power) {
             Some(Power::Running | Power::Paused | Power::Changing(_)) => return Ok(()),
@@ -103,7 +107,12 @@ impl Outside<'_> {
         };
         Err(Error::new(Kind::NotReady, format!("the VM {} {gone}", self.spec.vm))
             .on(self.host.name())
-            .tail(&serial::tail(*self).await))
+            .tail(&self.console_tail().await))
+    }
+
+    /// Returns the end of its serial console.
+    pub(super) async fn console_tail(&self) -> Vec<u8> {
+        serial::tail(*self).await
     }
 }
 
@@ -140,24 +149,12 @@ async fn wait_within(
     silence: Duration,
 ) -> Result<Evidence> {
     let mut sign = Sign::of(wanted, site)?;
-    let mut vigil = Vigil::new(silence);
+    let mut watch = Watch::new(site, Some(outside), silence, sign.what());
     loop {
         site.proceed()?;
-        let waiting = match sign.look(site, outside).await? {
+        match watch.until(sign.look(site, outside)).await? {
             Look::Up(evidence) => return Ok(evidence),
-            Look::Waiting { what, life } => {
-                site.feed.doing(&what);
-                let life = format!("{life} {}", outside.life().await?);
-                vigil.stalled(life).map(|still| (what, still))
-            }
-        };
-        outside.still_runs().await?;
-        if let Some((what, still)) = waiting {
-            let message = format!("no sign of life for {} s while {what}", still.as_secs());
-            return Err(Error::new(Kind::NotReady, message)
-                .on(&outside.spec.vm)
-                .tail(&serial::tail(outside).await)
-                .hint("`nestlab logs` and `nestlab screenshot` show what it does"));
+            Look::Waiting { what, life } => watch.turn(what, life).await?,
         }
         site.look_again().await?;
     }
@@ -200,6 +197,16 @@ impl Sign {
         })
     }
 
+    /// Returns what is waited for, for the progress line.
+    fn what(&self) -> &'static str {
+        match self {
+            Sign::Ssh => SSH,
+            Sign::Serial(_) => "waiting for a line on its serial console",
+            Sign::GuestAdditions => GUEST_ADDITIONS,
+            Sign::Screen(_) => "waiting for its screen",
+        }
+    }
+
     async fn look(&mut self, site: Site<'_>, outside: Outside<'_>) -> Result<Look> {
         match self {
             Sign::Ssh => ssh(site).await,
@@ -213,10 +220,9 @@ impl Sign {
 async fn ssh(site: Site<'_>) -> Result<Look> {
     match reboot::boot_id(site.host).await {
         Ok(boot_id) => Ok(Look::Up(Evidence::Ssh { boot_id })),
-        Err(error) if error.kind() == Kind::Unreachable => Ok(Look::Waiting {
-            what: "waiting for its SSH server".to_owned(),
-            life: error.message().to_owned(),
-        }),
+        Err(error) if error.kind() == Kind::Unreachable => {
+            Ok(Look::Waiting { what: SSH.to_owned(), life: error.message().to_owned() })
+        }
         Err(error) => Err(error),
     }
 }
@@ -229,7 +235,7 @@ async fn guest_additions(outside: Outside<'_>) -> Result<Look> {
     };
     let product = property("Product").await?;
     if product.is_empty() {
-        let what = "waiting for its guest additions to report".to_owned();
+        let what = GUEST_ADDITIONS.to_owned();
         return Ok(Look::Waiting { what, life: String::new() });
     }
     let release = property("Release").await?;

@@ -57,6 +57,9 @@ const OPTIONS: &[&str] = &[
 /// UUID.
 const FILES: &[(&str, u32, &str)] = &[
     ("boot/grub/grub.cfg", 0o644, include_str!("debian/grub.cfg")),
+    // An upgrade brings nothing that is only recommended: a kernel recommends AppArmor, whose profiles take
+    // two minutes of an emulated boot.
+    ("etc/apt/apt.conf.d/80nestlab", 0o644, "APT::Install-Recommends \"false\";\n"),
     // With an empty one systemd makes a new id, and does not ask what it asks at a first boot.
     ("etc/machine-id", 0o444, ""),
     ("etc/default/locale", 0o644, "LANG=C.UTF-8\n"),

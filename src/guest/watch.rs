@@ -1,0 +1,109 @@
+//! Watching a guest from outside while it is waited for: what is waited for is told, and a guest that is
+//! gone or shows no sign of life ends the wait, also in the middle of a question that it never answers.
+
+use std::time::Duration;
+
+use super::readiness::Outside;
+use super::{Site, Vigil};
+use crate::error::{Error, Kind, Result};
+
+/// A watch over a guest.
+pub(super) struct Watch<'a> {
+    site: Site<'a>,
+    outside: Option<Outside<'a>>,
+    vigil: Vigil,
+    what: String,
+    sign: String,
+}
+
+impl<'a> Watch<'a> {
+    /// Begins to watch for `what`; `silence` without a sign of life ends it.
+    pub(super) fn new(
+        site: Site<'a>,
+        outside: Option<Outside<'a>>,
+        silence: Duration,
+        what: &str,
+    ) -> Self {
+        let (what, sign) = (what.to_owned(), String::new());
+        Watch { site, outside, vigil: Vigil::new(silence), what, sign }
+    }
+
+    /// Returns the answer to `question`. A machine that boots can leave it open for long: meanwhile it is
+    /// looked at again and again.
+    ///
+    /// # Errors
+    /// As [`Watch::turn`].
+    pub(super) async fn until<T>(
+        &mut self,
+        question: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::pin!(question);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut question => return answer,
+                waited = self.site.look_again() => waited?,
+            }
+            self.look().await?;
+        }
+    }
+
+    /// Tells that it is `what` that is waited for now, and looks at the guest; `sign` changes while it
+    /// lives.
+    ///
+    /// # Errors
+    /// [`Kind::NotReady`] if its VM does not run any more or it shows no sign of life,
+    /// [`Kind::Interrupted`] if the work is to end.
+    pub(super) async fn turn(&mut self, what: impl Into<String>, sign: String) -> Result<()> {
+        (self.what, self.sign) = (what.into(), sign);
+        self.look().await
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        self.site.proceed()?;
+        self.site.feed.doing(&self.what);
+        let life = match &self.outside {
+            Some(outside) => outside.life().await?,
+            None => String::new(),
+        };
+        let stalled = self.vigil.stalled(format!("{} {life}", self.sign));
+        if let Some(outside) = &self.outside {
+            outside.still_runs().await?;
+        }
+        let Some(still) = stalled else { return Ok(()) };
+        let message = format!("no sign of life for {} s while {}", still.as_secs(), self.what);
+        let error = Error::new(Kind::NotReady, message)
+            .hint("`nestlab logs` and `nestlab screenshot` show what it does");
+        Err(match &self.outside {
+            Some(outside) => error.on(&outside.spec.vm).tail(&outside.console_tail().await),
+            None => error.on(self.site.host.name()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::bench::Bench;
+    use crate::host::scripted::Scripted;
+
+    #[tokio::test]
+    async fn a_question_that_is_never_answered_ends_with_the_silence() {
+        let host = Scripted::new("l1");
+        let bench = Bench::new();
+        let mut watch = Watch::new(bench.site(&host), None, Duration::ZERO, "waiting for it");
+        let never = std::future::pending::<Result<()>>();
+        let error = watch.until(never).await.expect_err("silence");
+        assert_eq!(error.kind(), Kind::NotReady);
+        assert!(error.message().contains("while waiting for it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_there_is_taken_before_anything_is_looked_at() {
+        let host = Scripted::new("l1");
+        let bench = Bench::new();
+        let mut watch = Watch::new(bench.site(&host), None, Duration::ZERO, "waiting for it");
+        assert_eq!(watch.until(async { Ok(1) }).await.expect("answers"), 1);
+        assert_eq!(bench.doings(), Vec::<String>::new());
+    }
+}
