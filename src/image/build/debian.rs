@@ -68,6 +68,8 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n"),
     ("etc/repart.d/50-root.conf", 0o644, include_str!("debian/repart.conf")),
     ("etc/ssh/sshd_config.d/nestlab.conf", 0o644, include_str!("debian/sshd.conf")),
+    // Deep down a disk can take minutes to show up: without the seed nobody could log in.
+    ("etc/systemd/system.conf.d/nestlab.conf", 0o644, include_str!("debian/manager.conf")),
     ("etc/systemd/network/80-nestlab.network", 0o644, include_str!("debian/network")),
     (
         "etc/systemd/system/nestlab-ready.service",
