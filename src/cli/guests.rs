@@ -45,7 +45,11 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
         ("subnet", "subnet", guest.subnet.clone()),
     ];
     if !guest.networks.is_empty() {
-        values.push(("networks", "networks", guest.networks.join(", ")));
+        let networks = guest.networks.iter().map(|network| match guest.addresses.get(network) {
+            Some(address) => format!("{network} {address}"),
+            None => network.clone(),
+        });
+        values.push(("networks", "networks", networks.collect::<Vec<_>>().join(", ")));
     }
     if let Some(hypervisor) = &guest.hypervisor {
         values.push(("hypervisor", "hypervisor", hypervisor.clone()));

@@ -1,5 +1,6 @@
 //! `nestlab status`: the labs of this machine, and how they are now.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ struct GuestView {
     evidence: Option<String>,
     /// Where its SSH server is reached, as its parent sees it.
     address: Option<String>,
+    /// Its addresses in the networks that it shares with guests beside it, by network.
+    networks: BTreeMap<String, String>,
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -104,6 +107,12 @@ async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestVie
         evidence: ready.map(|ready| ready.evidence.clone()),
         state,
         address,
+        networks: machine
+            .network
+            .cards
+            .iter()
+            .map(|card| (card.network.clone(), format!("{}/24", card.address)))
+            .collect(),
     }
 }
 
@@ -151,6 +160,9 @@ fn text(lab: &LabView) -> String {
         }
         if let Some(address) = &guest.address {
             let _ = write!(out, "  {}", style(format!("{address} on {}", guest.parent)).dim());
+        }
+        for (network, address) in &guest.networks {
+            let _ = write!(out, "  {}", style(format!("{network} {address}")).dim());
         }
         out.push('\n');
     }

@@ -2,9 +2,13 @@
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::recipe::{Cpus, Mebibytes};
 pub use crate::recipe::{Firmware, Subnet};
+
+/// The name space of the VMs' UUIDs (version 5).
+const VMS: Uuid = Uuid::from_u128(0x6b1f_3c52_0c1e_4a55_9d0f_a3b6_7e6d_5c21);
 
 /// What the VM is made from; paths are the VM's host's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +72,23 @@ pub struct GuestSpec {
     /// Ports of the guest that its host can reach.
     pub forwards: Vec<Forward>,
     /// Networks that it shares with other guests of its host, by names that no other lab on that host
-    /// uses for its own: `nestlab-demo-lan`.
+    /// uses for its own, such as `nestlab-demo-lan`. A guest with a seed finds its card in each of them by
+    /// its [`mac`].
     pub networks: Vec<String>,
     /// Whether it is started with a window.
     pub gui: bool,
+}
+
+impl GuestSpec {
+    /// Returns what tells the VM from all others; the same as long as its name and folder are.
+    pub fn uuid(&self) -> Uuid {
+        Uuid::new_v5(&VMS, format!("{}\0{}", self.directory, self.vm).as_bytes())
+    }
+}
+
+/// Returns the MAC address of the card that the VM `vm` has in `network`, the same at every start: a
+/// locally administered one, under the prefix that QEMU uses.
+pub fn mac(vm: Uuid, network: &str) -> String {
+    let [a, b, c, ..] = *Uuid::new_v5(&vm, network.as_bytes()).as_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }

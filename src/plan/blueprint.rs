@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::images::Images;
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
+use crate::image::build::seed;
 use crate::image::manifest::{BuildKind, Seed, Source};
 use crate::image::{ImageFormat, Manifest};
 use crate::lab::private::Writing;
@@ -71,6 +72,9 @@ pub struct Machine {
     pub host_key: Option<HostKey>,
     /// Debian packages to install inside.
     pub packages: Vec<String>,
+    /// Its place in the networks that it shares with guests beside it.
+    #[serde(default)]
+    pub network: seed::Network,
 }
 
 /// The image of a machine, and in which form it is given to the hypervisor.
@@ -107,23 +111,14 @@ impl Blueprint {
         for (guest, values) in recipe.guests().iter().zip(&budget.guests) {
             let login = login(guest, images.manifest(&values.name));
             let on = match &guest.parent {
-                None if recipe.host.ssh.is_none() => lab.disks(),
-                None => remote_directory(
-                    recipe
-                        .host
-                        .ssh
-                        .as_ref()
-                        .and_then(|ssh| ssh.user.as_ref())
-                        .map(|user| user.as_str()),
-                    lab.name(),
-                ),
+                None => l0_directory(recipe, lab),
                 Some(parent) => Utf8PathBuf::clone(&directories[parent]),
             };
             let inside =
                 remote_directory(login.as_ref().map(|login| login.user.as_str()), lab.name());
             directories.insert(values.name.clone(), inside);
-            let draft =
-                Draft { guest, values, manifest: images.manifest(&values.name), lab: lab.name() };
+            let manifest = images.manifest(&values.name);
+            let draft = Draft { recipe, budget, guest, values, manifest, lab: lab.name() };
             machines.push(draft.machine(&on, login));
         }
         Ok(Blueprint {
@@ -217,6 +212,14 @@ fn path(lab: &Lab) -> Utf8PathBuf {
     lab.directory().join(FILE)
 }
 
+/// Returns where the guests' files lie on L0: in the lab, or where a lab's files lie on another machine.
+pub fn l0_directory(recipe: &Recipe, lab: &Lab) -> Utf8PathBuf {
+    match &recipe.host.ssh {
+        None => lab.disks(),
+        Some(ssh) => remote_directory(ssh.user.as_ref().map(|user| user.as_str()), lab.name()),
+    }
+}
+
 /// Where the lab's files lie on a machine that is entered as `user`; an absolute path, since commands
 /// there start in no particular folder.
 fn remote_directory(user: Option<&str>, lab: &LabName) -> Utf8PathBuf {
@@ -272,11 +275,13 @@ fn made(hypervisor: HypervisorKind, manifest: &Manifest) -> ImageFormat {
 }
 
 /// What a machine is made of.
-struct Draft<'a> {
-    guest: &'a Guest,
-    values: &'a GuestBudget,
+pub(super) struct Draft<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) budget: &'a Budget,
+    pub(super) guest: &'a Guest,
+    pub(super) values: &'a GuestBudget,
     manifest: Option<&'a Manifest>,
-    lab: &'a LabName,
+    pub(super) lab: &'a LabName,
 }
 
 impl Draft<'_> {
@@ -288,17 +293,24 @@ impl Draft<'_> {
             form: form(values.runs_on, made(values.runs_on, manifest)),
             stale_allowed: manifest.build().is_some_and(|build| build.allow_stale.is_some()),
         });
+        let directory = on.join(values.name.as_str());
+        let mut spec = self.spec(&directory, image.as_ref(), login.as_ref());
+        let network = self.network(&spec);
+        if login.as_ref().is_some_and(|login| login.host_key_injected) {
+            spec.seed = Some(directory.join(network.file_name()));
+        }
         Machine {
             name: values.name.clone(),
             parent: self.guest.parent.clone(),
             outer: values.runs_on,
-            spec: self.spec(&on.join(values.name.as_str()), image.as_ref(), login.as_ref()),
+            spec,
             image,
             login,
             ready: values.ready.value.clone(),
             inner: values.hypervisor,
             host_key: values.host_key.as_ref().map(|key| key.value.clone()),
             packages: self.guest.packages.iter().map(ToString::to_string).collect(),
+            network,
         }
     }
 
@@ -309,7 +321,6 @@ impl Draft<'_> {
         login: Option<&Login>,
     ) -> GuestSpec {
         let values = self.values;
-        let seeded = login.is_some_and(|login| login.host_key_injected);
         GuestSpec {
             vm: match &self.guest.source {
                 GuestSource::Existing { vm, .. } => vm.to_string(),
@@ -321,14 +332,14 @@ impl Draft<'_> {
             memory: values.memory.value,
             disk: values.disk.value,
             firmware: values.firmware.value.unwrap_or(Firmware::Bios),
-            seed: seeded.then(|| directory.join("seed.img")),
+            seed: None,
             nested: values.nested.value,
             subnet: values.subnet.value,
             forwards: login
                 .map(|login| Forward { name: SSH_FORWARD.to_owned(), guest_port: login.port })
                 .into_iter()
                 .collect(),
-            networks: self.guest.networks.iter().map(ToString::to_string).collect(),
+            networks: self.guest.networks.iter().map(|network| self.name_of(network)).collect(),
             gui: self.guest.gui,
         }
     }

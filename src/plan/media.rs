@@ -86,7 +86,12 @@ impl Place {
     async fn look(&self, context: &Context) -> Result<Check> {
         let seat = self.spot.seat().await?;
         if seat.inspect().await?.is_some() {
-            return Ok(Check::Satisfied);
+            return Ok(match &seat.machine.spec.seed {
+                Some(seed) if !exists(&*seat.host, seed).await? => {
+                    Check::Needed("its networks or their guests changed".to_owned())
+                }
+                _ => Check::Satisfied,
+            });
         }
         let (Some(media), Some(wanted)) = (seat.machine.media(), &seat.machine.image) else {
             return Ok(Check::Satisfied);
@@ -116,11 +121,22 @@ impl Place {
             hostname: seat.machine.name.clone(),
             authorized_keys: vec![user],
             host_key: Some(ssh_key::PrivateKey::from_openssh(host_key.private()).map_err(odd)?),
+            network: seat.machine.network.clone(),
         };
         let folder = tempfile::Builder::new().prefix("nestlab-seed-").tempdir()?;
         let from = Utf8PathBuf::from_path_buf(folder.path().join("seed.img"))
             .map_err(|path| Error::new(Kind::Io, format!("{} is not UTF-8", path.display())))?;
         seed::write(&from, &content)?;
+        // What is left of an earlier one; a VM that runs holds its own open.
+        let remove = Command::new("find").args([
+            seat.machine.spec.directory.as_str(),
+            "-maxdepth",
+            "1",
+            "-name",
+            "seed*.img",
+            "-delete",
+        ]);
+        seat.host.check(&remove).await?;
         seat.host.put(&from, to, 0o600, &context.feed).await?;
         let guest = self.spot.guest.clone();
         context.ledger.creating(Resource::KnownHost { guest }).await?;
@@ -140,6 +156,9 @@ impl Action for Place {
             return Ok(());
         };
         context.ledger.creating(vm_of(&seat)).await?;
+        if seat.inspect().await?.is_some() {
+            return self.seed(&seat, context).await;
+        }
         let directory = &seat.machine.spec.directory;
         let make = Command::new("mkdir").args(["-p", "-m", "0700", "--", directory.as_str()]);
         seat.host.check(&make).await?;

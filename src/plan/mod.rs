@@ -16,6 +16,7 @@ pub mod l0;
 pub mod lock;
 pub mod machines;
 mod media;
+mod network;
 mod provision;
 pub mod removal;
 pub mod step;

@@ -42,6 +42,7 @@ impl Appliance {
             hostname: name.parse().expect("a name"),
             authorized_keys: vec![login.public_key().clone()],
             host_key: Some(host.clone()),
+            network: seed::Network::default(),
         };
         seed::write(&volume, &seed).expect("writes the seed");
         bench.spec.seed = Some(volume);

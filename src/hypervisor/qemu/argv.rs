@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::definition::{Definition, Drive};
 use super::machine::Machine;
+use crate::hypervisor::spec::mac;
 use crate::hypervisor::{Acceleration, Firmware};
 
 /// The socket on which QEMU listens for QMP.
@@ -190,12 +191,6 @@ fn multicast(name: &str) -> (std::net::Ipv4Addr, u16) {
     let bytes = *Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).as_bytes();
     let port = 10_000 + u16::from_be_bytes([bytes[2], bytes[3]]) % 20_000;
     (std::net::Ipv4Addr::new(239, 255, bytes[0], bytes[1]), port)
-}
-
-/// Returns the address of the VM's card in `network`, under the prefix that QEMU uses.
-fn mac(vm: Uuid, network: &str) -> String {
-    let [a, b, c, ..] = *Uuid::new_v5(&vm, network.as_bytes()).as_bytes();
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }
 
 fn ports(line: &mut Line) {

@@ -16,9 +16,6 @@ use crate::recipe::{Cpus, Mebibytes};
 /// The version of `guest.json` that is written; newer ones are refused.
 const SCHEMA: u32 = 1;
 
-/// The name space of the VMs' UUIDs (version 5).
-const VMS: Uuid = Uuid::from_u128(0x6b1f_3c52_0c1e_4a55_9d0f_a3b6_7e6d_5c21);
-
 /// The setting that `changes` compares by size instead of text.
 pub(super) const DISK_SIZE: &str = "disk-size";
 
@@ -129,7 +126,7 @@ impl Definition {
         Ok(Definition {
             schema: SCHEMA,
             vm: spec.vm.clone(),
-            uuid: uuid(spec),
+            uuid: spec.uuid(),
             cpus: spec.cpus,
             memory: spec.memory,
             firmware: spec.firmware,
@@ -191,11 +188,6 @@ impl Definition {
         }
         settings
     }
-}
-
-/// Returns the UUID of the VM that `spec` describes.
-pub(super) fn uuid(spec: &GuestSpec) -> Uuid {
-    Uuid::new_v5(&VMS, format!("{}\0{}", spec.directory, spec.vm).as_bytes())
 }
 
 /// Returns the files of `spec` that are this VM's alone besides those that the driver makes: its disk,

@@ -190,7 +190,7 @@ async fn end(site: Site<'_>, pid: u32, how: Stop, feed: &Feed) -> Result<()> {
     if quit(site, pid).await && gone(site, pid).await? {
         return Ok(());
     }
-    site.host.check(&scripts::kill(pid, definition::uuid(site.spec))).await?;
+    site.host.check(&scripts::kill(pid, site.spec.uuid())).await?;
     if gone(site, pid).await? {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::version::Spelling;
+use crate::hypervisor::spec::mac;
 use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
 
 /// A VM's settings as `showvminfo --machinereadable` names them; see [`super::parse::machine_readable`].
@@ -66,6 +67,8 @@ pub(crate) fn arguments(setting: &str, value: &str, spelling: Spelling) -> Optio
                 one(spelling.nat_net(adapter), network)
             } else if let Some(adapter) = number("intnet") {
                 one(format!("--intnet{adapter}"), value)
+            } else if let Some(adapter) = number("macaddress") {
+                one(spelling.mac_address(adapter), value)
             } else {
                 None
             }
@@ -82,6 +85,7 @@ pub(crate) fn same(setting: &str, a: &str, b: &str) -> bool {
             width(a) == width(b)
         }
         "uart1" | "ioapic" | "acpi" => a.eq_ignore_ascii_case(b),
+        _ if setting.starts_with("macaddress") => a.eq_ignore_ascii_case(b),
         _ if setting.starts_with("natnet") => {
             let subnet = |value: &str| match value {
                 "nat" => default_nat().to_string(),
@@ -133,6 +137,11 @@ pub(crate) fn wanted(
     for (adapter, network) in adapters(spec, actual).into_iter().zip(&spec.networks) {
         want(&format!("nic{adapter}"), "intnet");
         want(&format!("intnet{adapter}"), network);
+        if spec.seed.is_some() {
+            // The seed calls the card by this address.
+            let address = mac(spec.uuid(), network).replace(':', "").to_ascii_uppercase();
+            want(&format!("macaddress{adapter}"), &address);
+        }
     }
     wanted
 }
@@ -282,6 +291,18 @@ mod tests {
         let turned = wanted(&spec, Some(&odd()), spelling());
         assert_eq!(value(&turned, "intnet2"), Some("my\"net"));
         assert_eq!(value(&turned, "intnet4"), Some("other"));
+    }
+
+    #[test]
+    fn a_card_has_the_address_by_which_the_seed_calls_it() {
+        let mut spec = spec();
+        spec.networks = vec!["lan".into()];
+        let address = mac(spec.uuid(), "lan").replace(':', "");
+        let with_seed = wanted(&spec, None, spelling());
+        let found = value(&with_seed, "macaddress2").expect("a card with an address");
+        assert!(same("macaddress2", found, &address), "{found} is not {address}");
+        spec.seed = None;
+        assert_eq!(value(&wanted(&spec, None, spelling()), "macaddress2"), None);
     }
 
     #[test]

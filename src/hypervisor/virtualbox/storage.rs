@@ -230,8 +230,8 @@ pub(crate) fn seed_slot(spec: &GuestSpec, settings: &Settings) -> Option<Slot> {
         .find(|slot| medium(settings, slot) == Some(file.as_str()))
 }
 
-/// Returns the slot into which the seed goes: of an imported appliance the first free one, which may be
-/// one more than its controller has; else the second, whatever is in it.
+/// Returns the slot into which the seed goes: where an earlier one is; of an imported appliance else the
+/// first free one, which may be one more than its controller has; else the second, whatever is in it.
 pub(crate) fn free_seed_slot(
     spec: &GuestSpec,
     controller: &Controller,
@@ -242,7 +242,20 @@ pub(crate) fn free_seed_slot(
         return slot(1);
     }
     let used = |port: &u32| medium(settings, &slot(*port)).is_some();
-    slot((0..controller.ports).find(|port| !used(port)).unwrap_or(controller.ports))
+    let earlier = |port: &u32| {
+        medium(settings, &slot(*port)).map(Utf8Path::new).is_some_and(|file| {
+            file.parent() == Some(&spec.directory)
+                && file.file_name().is_some_and(|name| name.starts_with("seed"))
+        })
+    };
+    let mut ports = 0..controller.ports;
+    slot(
+        ports
+            .clone()
+            .find(earlier)
+            .or_else(|| ports.find(|port| !used(port)))
+            .unwrap_or(controller.ports),
+    )
 }
 
 #[cfg(test)]
@@ -271,6 +284,16 @@ mod tests {
         assert_eq!(free_seed_slot(&spec(), &controller, &settings).port, 1);
         let disk = made(Media::Disk("/d.vdi".into()));
         assert_eq!(free_seed_slot(&disk, &controller, &settings).port, 1);
+    }
+
+    #[test]
+    fn another_seed_takes_the_place_of_the_earlier_one() {
+        let controller = Controller { name: "S".into(), ports: 3 };
+        let settings = Settings::from([
+            ("S-0-0".to_owned(), "/labs/demo/l2/nestlab-demo-l2/disk.vdi".to_owned()),
+            ("S-2-0".to_owned(), "/labs/demo/l2/seed-1.vdi".to_owned()),
+        ]);
+        assert_eq!(free_seed_slot(&spec(), &controller, &settings).port, 2);
     }
 
     #[test]

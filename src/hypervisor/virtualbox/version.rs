@@ -53,6 +53,11 @@ impl Spelling {
         self.pick("--nat-pf", "--natpf", Some(adapter))
     }
 
+    /// Returns the option for the MAC address of the adapter `adapter`.
+    pub(crate) fn mac_address(self, adapter: u32) -> String {
+        self.pick("--mac-address", "--macaddress", Some(adapter))
+    }
+
     /// Returns the option for where the first serial port goes.
     pub(crate) fn uart_mode(self) -> String {
         self.pick("--uart-mode1", "--uartmode1", None)
@@ -93,6 +98,7 @@ mod tests {
         assert_eq!(old.nat_net(1), "--natnet1");
         assert_eq!(old.nat_pf(2), "--natpf2");
         assert_eq!(old.uart_mode(), "--uartmode1");
+        assert_eq!(old.mac_address(2), "--macaddress2");
         assert_eq!(old.nested_paging(), "--nestedpaging");
         assert_eq!(old.paravirt_provider(), "--paravirtprovider");
         assert!(old.x86().is_empty());
@@ -101,6 +107,7 @@ mod tests {
         assert_eq!(seven.nat_net(1), "--nat-net1");
         assert_eq!(seven.nat_pf(2), "--nat-pf2");
         assert_eq!(seven.uart_mode(), "--uart-mode1");
+        assert_eq!(seven.mac_address(2), "--mac-address2");
         assert!(seven.x86().is_empty());
         assert_eq!(Spelling::of(&Version::new(7, 1, 4)).x86(), ["--platform-architecture", "x86"]);
     }

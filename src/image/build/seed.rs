@@ -6,8 +6,10 @@
 //! `user-data` and `meta-data` from it (its "NoCloud" source), nestlab's own images the plain files.
 
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 
 use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey};
@@ -36,6 +38,61 @@ pub struct Seed {
     /// Its SSH host key, Ed25519 and not encrypted. Without it the guest makes one of its own, which
     /// then has to be pinned on first use.
     pub host_key: Option<PrivateKey>,
+    /// Its place in the networks that it shares with guests beside it. Only nestlab's own images take it:
+    /// cloud-init would want all of the guest's cards described.
+    pub network: Network,
+}
+
+/// A guest's place in networks that have no DHCP server: what its own cards are called there, and where
+/// its neighbours are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its cards.
+    pub cards: Vec<Card>,
+    /// Its neighbours, for `/etc/hosts`.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// A network card with an address that is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// The network's name in the recipe.
+    pub network: String,
+    /// The card's MAC address, such as `52:54:00:01:02:03`.
+    pub mac: String,
+    /// Its address; the network is the /24 around it.
+    pub address: Ipv4Addr,
+}
+
+/// A guest on the same network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its name.
+    pub name: GuestName,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+impl Network {
+    /// Returns `MAC ADDRESS/24`, a card a line.
+    fn cards(&self) -> String {
+        self.cards.iter().map(|card| format!("{} {}/24\n", card.mac, card.address)).collect()
+    }
+
+    /// Returns the lines for `/etc/hosts`.
+    fn hosts(&self) -> String {
+        self.neighbours.iter().map(|other| format!("{} {}\n", other.address, other.name)).collect()
+    }
+
+    /// Returns the name of the seed's file: another network is another file, so that a hypervisor sees
+    /// that the guest is to get another seed.
+    pub fn file_name(&self) -> String {
+        if self.cards.is_empty() {
+            return "seed.img".to_owned();
+        }
+        let digest = Sha256::digest(format!("{}\n{}", self.cards(), self.hosts()));
+        format!("seed-{}.img", hex::encode(&digest[..4]))
+    }
 }
 
 impl Seed {
@@ -63,6 +120,11 @@ impl Seed {
             ("hostname", hostname.as_bytes()),
             ("authorized_keys", authorized.as_bytes()),
         ];
+        let (cards, hosts) = (self.network.cards(), self.network.hosts());
+        if !self.network.cards.is_empty() {
+            files.push(("network", cards.as_bytes()));
+            files.push(("hosts", hosts.as_bytes()));
+        }
         let public_line;
         if let Some(key) = &host_key {
             public_line = format!("{}\n", key.public);
@@ -181,6 +243,20 @@ mod tests {
             hostname: "l2".parse().unwrap(),
             authorized_keys: vec![ed25519("one").public_key().clone(), ed25519("").into()],
             host_key: Some(ed25519("l2")),
+            network: Network::default(),
+        }
+    }
+
+    /// A place in one network, beside a gateway.
+    fn network() -> Network {
+        let at = |last| Ipv4Addr::new(10, 0, 14, last);
+        Network {
+            cards: vec![Card {
+                network: "inner".to_owned(),
+                mac: "52:54:00:01:02:03".to_owned(),
+                address: at(2),
+            }],
+            neighbours: vec![Neighbour { name: "gateway".parse().unwrap(), address: at(1) }],
         }
     }
 
@@ -221,6 +297,17 @@ mod tests {
             .collect();
         assert_eq!(authorized, seed.authorized_keys);
         assert_eq!(file(&volume, "hostname"), "l2\n");
+    }
+
+    #[test]
+    fn a_guest_is_told_its_addresses_and_its_neighbours_by_another_file_each_time() {
+        let one = Seed { network: network(), ..seed() };
+        let volume = one.volume().unwrap();
+        assert_eq!(file(&volume, "network"), "52:54:00:01:02:03 10.0.14.2/24\n");
+        assert_eq!(file(&volume, "hosts"), "10.0.14.1 gateway\n");
+        let alone = Network { neighbours: Vec::new(), ..network() };
+        assert_ne!(one.network.file_name(), alone.file_name());
+        assert_eq!(Network::default().file_name(), "seed.img");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an image offers, in the words of a recipe's budget.
 
-use super::Manifest;
+use super::{Manifest, Seed};
 use crate::recipe::Mebibytes;
 use crate::recipe::budget::ImageDefaults;
 
@@ -20,6 +20,7 @@ impl Manifest {
             firmware: guest.firmware,
             ready: guest.ready.clone(),
             ssh: guest.ssh,
+            seeded: guest.seed == Seed::CiData && guest.ssh,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! | CPUs | one fewer than the host has | `cpus` |
 //! | memory | the guests of one host fit into it beside its own system | `memory` |
 //! | disk | room for the guests' images and disks | `disk` |
-//! | subnet | differs from all networks around it | `subnet` |
+//! | subnet, addresses | differ from all networks around it | `subnet` |
 //! | Host Key | differs from all levels around it | `keys` |
 //! | firmware, readiness | what the image offers and the hypervisor can | `boot` |
 
@@ -32,7 +32,7 @@ pub use view::GuestView;
 use super::diagnostic;
 use super::hostkey::{HostKey, Platform};
 use super::tree::{Guest, Recipe};
-use super::units::{Cpus, GuestName, Mebibytes};
+use super::units::{Cpus, GuestName, Mebibytes, NetworkName};
 use super::words::{Firmware, HypervisorKind, Ready, Subnet};
 use crate::error::{Error, Kind, Problem, Result};
 
@@ -82,6 +82,8 @@ pub struct ImageDefaults {
     pub ready: Option<Ready>,
     /// Whether it has an SSH server that lets nestlab in.
     pub ssh: bool,
+    /// Whether it takes names, keys and addresses from a seed volume.
+    pub seeded: bool,
 }
 
 impl Default for ImageDefaults {
@@ -94,8 +96,20 @@ impl Default for ImageDefaults {
             firmware: None,
             ready: None,
             ssh: true,
+            seeded: false,
         }
     }
+}
+
+/// A guest's address in a network that it shares with guests beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The network.
+    pub network: NetworkName,
+    /// Its subnet, which differs from every network around it.
+    pub subnet: Subnet,
+    /// The guest's address in it.
+    pub address: Ipv4Addr,
 }
 
 /// A value and where it comes from.
@@ -136,6 +150,8 @@ pub struct GuestBudget {
     pub disk: Derived<Option<Mebibytes>>,
     /// Its NAT network.
     pub subnet: Derived<Subnet>,
+    /// Its addresses in the networks that it shares, unless its image takes none.
+    pub links: Vec<Link>,
     /// What it runs for its own guests.
     pub hypervisor: Option<HypervisorKind>,
     /// Whether it gets nested hardware virtualization.
@@ -180,6 +196,7 @@ pub fn derive(
     let memory = memory::derive(&mut work);
     let disk = disk::derive(&mut work);
     let subnets = subnet::derive(&mut work);
+    let links = subnet::links(&mut work);
     let (host_key, keys) = keys::derive(&mut work);
     let boot = boot::derive(&mut work);
     work.finish()?;
@@ -187,9 +204,9 @@ pub fn derive(
         .guests()
         .iter()
         .zip(cpus.into_iter().zip(memory))
-        .zip(disk.into_iter().zip(subnets))
+        .zip(disk.into_iter().zip(subnets.into_iter().zip(links)))
         .zip(keys.into_iter().zip(boot))
-        .map(|(((guest, (cpus, memory)), (disk, subnet)), (host_key, boot))| GuestBudget {
+        .map(|(((guest, (cpus, memory)), (disk, (subnet, links))), (host_key, boot))| GuestBudget {
             name: guest.name.value.clone(),
             level: guest.level,
             runs_on: runs_on(recipe, host, guest),
@@ -197,6 +214,7 @@ pub fn derive(
             memory,
             disk,
             subnet,
+            links,
             hypervisor: guest.hypervisor,
             nested: nested(guest),
             host_key,

@@ -1,8 +1,12 @@
 //! Subnets: a guest's NAT network differs from every network on the way to the world, since two with
 //! the same addresses on one path break routing. Guests beside each other may have the same one: their
-//! NATs do not meet.
+//! NATs do not meet. A network that guests of one host share has a subnet of its own, and each of its
+//! guests an address in it: there is no DHCP server.
 
-use super::{Derived, Limit, Network, Work};
+use super::{Derived, Limit, Link, Network, Work};
+use crate::recipe::MAX_LEVEL;
+use crate::recipe::tree::Guest;
+use crate::recipe::units::{GuestName, NetworkName};
 use crate::recipe::words::Subnet;
 
 impl Network {
@@ -28,12 +32,14 @@ fn candidates() -> impl Iterator<Item = Subnet> {
     ten.chain(other).chain(home)
 }
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
+/// Returns the subnets that no network of L0 overlaps, in order.
+fn free<'a>(work: &Work<'a>) -> impl Iterator<Item = Subnet> + use<'a> {
     let networks = &work.host.networks;
-    let free: Vec<Subnet> = candidates()
-        .filter(|subnet| !networks.iter().any(|network| network.overlaps(*subnet)))
-        .take(crate::recipe::MAX_LEVEL as usize)
-        .collect();
+    candidates().filter(|subnet| !networks.iter().any(|network| network.overlaps(*subnet)))
+}
+
+pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
+    let free: Vec<Subnet> = free(work).take(MAX_LEVEL as usize).collect();
     let default = candidates().next();
     let guests = work.recipe.guests();
     let mut derived = Vec::new();
@@ -58,4 +64,46 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
         derived.push(Derived::because(subnet, why));
     }
     derived
+}
+
+/// Returns each guest's addresses in the networks that it shares. Their subnets come behind those that a
+/// NAT at any level may have, one for each network of each host, in the recipe's order; so do the
+/// addresses, from 1. A guest whose image takes no address is left out.
+pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
+    let mut seen: Vec<(Option<&GuestName>, &NetworkName)> = Vec::new();
+    let mut links = Vec::new();
+    for guest in work.recipe.guests() {
+        let mut own = Vec::new();
+        for network in &guest.networks {
+            let key = (guest.parent.as_ref(), network);
+            let index = seen.iter().position(|other| *other == key).unwrap_or_else(|| {
+                seen.push(key);
+                seen.len() - 1
+            });
+            if !work.image(guest).seeded {
+                continue;
+            }
+            let subnet = free(work).nth(MAX_LEVEL as usize + index);
+            let address = subnet.zip(place(work, guest, network));
+            let Some((subnet, last)) = address else {
+                let message = format!("no private address is left for this guest on `{network}`");
+                let help = "disconnect a VPN that routes all, or split the network";
+                work.refuse(guest.name.span(), Limit::Host, message, help);
+                continue;
+            };
+            let (network, address) = (network.clone(), subnet.address(last));
+            own.push(Link { network, subnet, address });
+        }
+        links.push(own);
+    }
+    links
+}
+
+/// Returns the guest's place, from 1, among those of its host that share `network`.
+fn place(work: &Work<'_>, guest: &Guest, network: &NetworkName) -> Option<u8> {
+    let mut sharing = work.recipe.guests().iter().filter(|other| {
+        other.parent == guest.parent && other.networks.contains(network) && work.image(other).seeded
+    });
+    let before = sharing.position(|other| other.name.value == guest.name.value)?;
+    u8::try_from(before + 1).ok().filter(|last| *last < 255)
 }

@@ -243,6 +243,32 @@ fn subnets_begin_with_the_default_and_avoid_l0_s_networks() {
 }
 
 #[test]
+fn guests_of_one_network_have_addresses_in_a_subnet_that_no_nat_around_them_has() {
+    let guests = "[[guest]]\nname = \"l1\"\nimage = \"i\"\nhypervisor = \"qemu\"\n\
+                  [[guest]]\nname = \"a\"\nimage = \"i\"\nnetworks = [\"lan\", \"dmz\"]\n\
+                  [[guest]]\nname = \"foreign\"\nparent = \"l1\"\nimage = \"i\"\nnetworks = [\"lan\"]\n\
+                  [[guest]]\nname = \"b\"\nparent = \"l1\"\nimage = \"i\"\nnetworks = [\"dmz\", \"lan\"]\n";
+    let recipe = with_guests(guests);
+    let own = ImageDefaults { seeded: true, ..ImageDefaults::default() };
+    let images: BTreeMap<GuestName, ImageDefaults> =
+        ["a", "b"].map(|guest| (guest.parse().expect("a name"), own.clone())).into();
+    let budget = derive(&recipe, &machine(4, 16), &images).expect("a budget");
+    let links = |guest: usize| -> Vec<String> {
+        let links = budget.guests[guest].links.iter();
+        links.map(|link| format!("{} {} {}", link.network, link.subnet, link.address)).collect()
+    };
+    assert_eq!(links(1), ["lan 10.0.14.0/24 10.0.14.1", "dmz 10.0.15.0/24 10.0.15.1"]);
+    assert_eq!(links(2), Vec::<String>::new(), "its image takes no address");
+    assert_eq!(links(3), ["dmz 10.0.15.0/24 10.0.15.2", "lan 10.0.14.0/24 10.0.14.2"]);
+    let view = budget.view(&recipe);
+    assert_eq!(view[3].addresses["lan"], "10.0.14.2/24");
+    assert!(budget.guests.iter().all(|guest| {
+        let mut all = budget.guests.iter().flat_map(|other| &other.links);
+        all.all(|link| link.subnet != guest.subnet.value)
+    }));
+}
+
+#[test]
 fn a_host_key_that_the_level_around_takes_is_refused() {
     let given = CHAIN.replacen("image", "host-key = \"Right Ctrl\"\nimage", 1);
     let error = refused(&with_guests(&given), &machine(4, 16), &BTreeMap::new());

@@ -34,6 +34,8 @@ pub struct GuestView {
     pub subnet: String,
     /// Networks that it shares with guests beside it.
     pub networks: Vec<String>,
+    /// Its addresses on them, by network; of an image that takes none, nothing.
+    pub addresses: BTreeMap<String, String>,
     /// The Host Key of the VirtualBox inside.
     pub host_key: Option<String>,
     /// How it starts; `null`: an existing VM's.
@@ -69,6 +71,11 @@ impl Budget {
                     vm,
                     subnet: budget.subnet.value.to_string(),
                     networks: guest.networks.iter().map(ToString::to_string).collect(),
+                    addresses: budget
+                        .links
+                        .iter()
+                        .map(|link| (link.network.to_string(), format!("{}/24", link.address)))
+                        .collect(),
                     host_key: budget.host_key.as_ref().map(|key| key.value.to_string()),
                     firmware: budget.firmware.value.map(|firmware| firmware.to_string()),
                     ready: budget.ready.value.to_string(),
