@@ -9,7 +9,7 @@ use crate::engine;
 use crate::error::Result;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::{self, Blueprint, Images, World, l0};
+use crate::plan::{self, Blueprint, Images, World, blueprint, l0};
 use crate::preflight::Needs;
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -101,7 +101,7 @@ async fn can_l0(
     told: &Told,
 ) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
-    let directory = doctor::nearest_folder(&globals.state_dir);
+    let directory = doctor::nearest_folder(&*l0, &blueprint::l0_directory(recipe, lab)).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
     let needs = Needs { force: args.force, ..needs };
     if args.prepare_host {

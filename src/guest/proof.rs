@@ -1,5 +1,4 @@
-//! Proof, from inside, that a guest can run guests of its own: virtualization, nested paging, the
-//! driver, and the hypervisor that answers.
+//! Proof, from inside, that a guest can run guests of its own: virtualization, nested paging, the driver.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,17 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::Site;
 use crate::error::{Error, Kind, Result};
 use crate::host::Command;
-use crate::hypervisor::{Acceleration, Hypervisor, HypervisorKind};
+use crate::hypervisor::HypervisorKind;
 
 /// Prints what is known about virtualization, one `name=value` a line; what is not known is left out.
 const SURVEY: &str = r#"
 release=$(uname -r)
 printf 'kernel=%s\n' "$release"
 sed -n 's/^flags[^:]*: */flags=/p; s/^vmx flags[^:]*: */vmx_flags=/p' /proc/cpuinfo | sort -u
-for module in kvm_amd/npt kvm_intel/ept; do
-    file=/sys/module/${module%/*}/parameters/${module#*/}
-    [ -r "$file" ] && printf '%s=%s\n' "${module#*/}" "$(cat "$file")"
-done
 [ -c /dev/kvm ] && echo kvm=1
 if [ -c /dev/vboxdrv ]; then
     echo vboxdrv=device
@@ -120,14 +115,6 @@ impl Survey {
         }
     }
 
-    /// Returns whether guests' page tables are walked by the processor: by its flag, and by what KVM
-    /// makes of it where it is loaded.
-    pub(super) fn has_nested_paging(&self) -> bool {
-        let flag = self.has_flag("npt") || self.has_flag("ept");
-        let refused = ["npt", "ept"].iter().any(|name| matches!(self.get(name), "N" | "0"));
-        flag && !refused
-    }
-
     /// Returns whether `/dev/kvm` is there.
     pub(super) fn has_kvm(&self) -> bool {
         self.get("kvm") == "1"
@@ -148,75 +135,13 @@ impl Survey {
     }
 }
 
-/// What was found inside a guest that is to run guests.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Proof {
-    /// The hypervisor.
-    pub hypervisor: HypervisorKind,
-    /// Its version.
-    pub version: semver::Version,
-    /// How its guests execute.
-    pub acceleration: Acceleration,
-    /// The processor's hardware virtualization, as the guest sees it.
-    pub virtualization: Option<Virtualization>,
-    /// Whether the processor walks guests' page tables.
-    pub nested_paging: bool,
-    /// The running kernel.
-    pub kernel: String,
-}
-
-impl Proof {
-    /// Returns whether its guests can get hardware virtualization of their own.
-    pub fn nests(&self) -> bool {
-        self.virtualization.is_some() && self.nested_paging
-    }
-
-    /// Returns what the user should know about it.
-    pub fn notes(&self) -> Vec<String> {
-        match self.virtualization {
-            None => vec![
-                "neither svm nor vmx here: guests are emulated, ten to thirty times slower"
-                    .to_owned(),
-            ],
-            Some(kind) if !self.nested_paging => vec![format!(
-                "{kind} without {} here (VirtualBox gives AMD guests no nested paging): guests are slower, and cannot run guests of their own",
-                kind.nested_paging()
-            )],
-            Some(_) => Vec::new(),
-        }
-    }
-}
-
-impl fmt::Display for Proof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.hypervisor, self.version)?;
-        match self.virtualization {
-            None => f.write_str(", emulating"),
-            Some(kind) => {
-                let paging = if self.nested_paging { "with" } else { "without" };
-                write!(f, ", {kind} {paging} {}", kind.nested_paging())
-            }
-        }
-    }
-}
-
-/// Looks from inside whether the guest can run guests with `hypervisor`.
+/// Looks from inside whether the guest has what `kind` runs guests with.
 ///
 /// # Errors
-/// [`Kind::HostCannot`] with the remedy if it cannot.
-pub async fn prove(site: Site<'_>, hypervisor: &dyn Hypervisor) -> Result<Proof> {
+/// [`Kind::HostCannot`] with the remedy if it has not.
+pub async fn prove(site: Site<'_>, kind: HypervisorKind) -> Result<()> {
     let survey = Survey::take(site).await?;
-    let kind = hypervisor.kind();
-    judge(&survey, kind).map_err(|error| error.on(site.host.name()))?;
-    let probe = hypervisor.probe(site.host).await?;
-    Ok(Proof {
-        hypervisor: kind,
-        version: probe.version,
-        acceleration: probe.acceleration,
-        virtualization: survey.virtualization(),
-        nested_paging: survey.has_nested_paging(),
-        kernel: survey.kernel().to_owned(),
-    })
+    judge(&survey, kind).map_err(|error| error.on(site.host.name()))
 }
 
 /// QEMU can always emulate; VirtualBox needs the processor and its driver.
@@ -255,17 +180,6 @@ mod tests {
     }
 
     #[test]
-    fn nested_paging_is_by_the_flag_and_by_what_kvm_makes_of_it() {
-        let paging = |text: &str| Survey::parse(text).has_nested_paging();
-        assert!(paging("flags=svm npt\nnpt=Y\n"));
-        assert!(paging("flags=vmx ept\n"));
-        assert!(paging("flags=vmx\nvmx_flags=ept vpid\n"));
-        assert!(!paging("flags=svm npt\nnpt=N\n"));
-        assert!(!paging("flags=svm\n"));
-        assert!(!paging("flags=nptx xnpt\n"));
-    }
-
-    #[test]
     fn a_guest_without_virtualization_cannot_run_virtualbox_and_can_run_qemu() {
         let survey = Survey::parse("kernel=6.1\nflags=fpu\n");
         let error = judge(&survey, HypervisorKind::VirtualBox).expect_err("cannot");
@@ -278,20 +192,5 @@ mod tests {
         let survey = Survey::parse("kernel=6.1\nflags=svm npt\n");
         let error = judge(&survey, HypervisorKind::VirtualBox).expect_err("no driver");
         assert!(error.message().contains("not built"), "{error}");
-    }
-
-    #[test]
-    fn an_amd_guest_of_virtualbox_is_told_that_it_cannot_nest_further() {
-        let proof = Proof {
-            hypervisor: HypervisorKind::VirtualBox,
-            version: semver::Version::new(7, 2, 22),
-            acceleration: Acceleration::VirtualBox,
-            virtualization: Some(Virtualization::Svm),
-            nested_paging: false,
-            kernel: "6.12".into(),
-        };
-        assert!(!proof.nests());
-        assert!(proof.notes()[0].contains("without NPT"));
-        assert_eq!(proof.to_string(), "virtualbox 7.2.22, svm without NPT");
     }
 }

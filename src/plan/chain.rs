@@ -12,7 +12,9 @@ use super::action::{Action, Node, Placed};
 use super::blueprint::{Machine, MachineImage};
 use super::graph::Plan;
 use super::media::{Obtain, Place};
-use super::provision::{Apt, Headers, Install, Pin, Prove, Reboot, SetHostKey, packages};
+use super::provision::{
+    Apt, Headers, Install, PREFLIGHT, Pin, Preflight, Prove, Reboot, SetHostKey, packages,
+};
 use super::step::{Step, StepId};
 use super::vm::{Await, Define, Start};
 use super::world::{Spot, World};
@@ -94,6 +96,13 @@ impl Chain {
 
     fn machine(&mut self, machine: &Machine) -> Result<()> {
         let mut ready = self.boot(machine);
+        if machine.inner.is_some() {
+            let name = &machine.name;
+            let (id, title) =
+                (StepId::new(name, PREFLIGHT), format!("look whether {name} can become a host"));
+            let action = Preflight { spot: self.spot(machine) };
+            ready = self.add(id, Some(machine), title, vec![ready], action);
+        }
         if machine.inner.is_some() || !machine.packages.is_empty() {
             ready = self.upgrade(machine, ready)?;
         }

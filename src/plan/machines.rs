@@ -27,8 +27,8 @@ pub struct Machines {
     l0: HostRef,
     drivers: Drivers,
     sessions: Mutex<BTreeMap<String, Arc<Ssh>>>,
-    /// What runs each guest, by the guest's name.
-    probes: BTreeMap<String, OnceCell<Arc<Probe>>>,
+    /// What each host runs guests with, by the host's name: probed once, since that runs a guest.
+    probes: Mutex<BTreeMap<(String, HypervisorKind), Arc<OnceCell<Arc<Probe>>>>>,
 }
 
 /// A guest as seen from the host that runs it, with the host held.
@@ -57,12 +57,8 @@ impl Seat {
 impl Machines {
     /// Returns the machines of `blueprint` in `lab`, with `l0` as L0.
     pub fn new(lab: Lab, blueprint: Blueprint, l0: HostRef, drivers: Drivers) -> Self {
-        let probes = blueprint
-            .machines
-            .iter()
-            .map(|machine| (machine.name.to_string(), OnceCell::new()))
-            .collect();
-        Machines { lab, blueprint, l0, drivers, sessions: Mutex::new(BTreeMap::new()), probes }
+        let (sessions, probes) = (Mutex::default(), Mutex::default());
+        Machines { lab, blueprint, l0, drivers, sessions, probes }
     }
 
     /// Returns the blueprint.
@@ -164,12 +160,31 @@ impl Machines {
 
     /// Returns what the hypervisor that runs `guest` is and can do.
     pub async fn probe(&self, guest: &str) -> Result<Arc<Probe>> {
-        let cell = self.probes.get(guest).ok_or_else(|| unknown(guest))?;
+        let machine = self.blueprint.machine(guest)?;
+        let host = machine.parent.as_ref().map_or(self.l0.name(), |parent| parent.as_str());
+        self.probe_on(host, machine.outer).await
+    }
+
+    /// Returns what the hypervisor `kind` on the host called `host` is and can do.
+    pub async fn probe_on(&self, host: &str, kind: HypervisorKind) -> Result<Arc<Probe>> {
+        let key = (host.to_owned(), kind);
+        let cell = self.probes.lock().await.entry(key).or_default().clone();
         let probe = cell.get_or_try_init(|| async {
-            let seat = self.seat(guest).await?;
-            Ok::<_, Error>(Arc::new(seat.hypervisor.probe(&*seat.host).await?))
+            let host = self.host(host).await?;
+            Ok::<_, Error>(Arc::new(self.driver(kind).probe(&*host).await?))
         });
         probe.await.cloned()
+    }
+
+    /// Returns whether `guest` is the first of those that the same hypervisor runs on the same host.
+    pub fn is_first_on(&self, guest: &str) -> bool {
+        let Ok(machine) = self.blueprint.machine(guest) else { return false };
+        let mut beside = self
+            .blueprint
+            .machines
+            .iter()
+            .filter(|other| other.parent == machine.parent && other.outer == machine.outer);
+        beside.next().is_some_and(|first| first.name == machine.name)
     }
 
     /// Returns how patient to be with `guest`: as slow as every hypervisor around it together.
@@ -203,10 +218,6 @@ impl Machines {
             accept_new: true,
         })
     }
-}
-
-fn unknown(guest: &str) -> Error {
-    Error::new(Kind::Usage, format!("the lab has no guest `{}`", guest.escape_debug()))
 }
 
 fn no_login(guest: &str) -> Error {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::action::Action;
 use super::lock::{self, LockedGuest};
-use super::step::{Check, Context};
+use super::step::{Check, Context, StepId};
 use super::world::{Spot, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
 use crate::event::Level;
@@ -12,7 +12,12 @@ use crate::guest::apt::{self, Package, Task};
 use crate::guest::{hypervisor, kernel, proof, reboot};
 use crate::host::{Command, Host, Patience};
 use crate::hypervisor::virtualbox::VirtualBox;
+use crate::lab::status::StepState;
+use crate::preflight::{self, Needs, Stage, Verdict};
 use crate::recipe::{HostKey, HypervisorKind, Platform};
+
+/// What the step of [`Preflight`] is called.
+pub(super) const PREFLIGHT: &str = "preflight";
 
 /// Has apt do a task in the guest.
 pub(super) struct Apt {
@@ -183,6 +188,44 @@ impl Action for Install {
     }
 }
 
+/// Looks from inside, as soon as that can be done, whether a guest can become a host: before an hour is
+/// spent on making it one.
+pub(super) struct Preflight {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for Preflight {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let world = &self.spot.world;
+            let (guest, machines) = (&self.spot.guest, &world.machines);
+            let host = machines.host(guest).await?;
+            let Some(needs) =
+                Needs::of_guest(&world.recipe, world.recipe.find(guest)?, Stage::Reached)
+            else {
+                return Ok(Check::Satisfied);
+            };
+            let findings = preflight::run(&*host, &needs, machines.drivers()).await?;
+            preflight::require(&findings)?;
+            let id = StepId::new(guest, PREFLIGHT).to_string();
+            let told = machines.lab().status()?.steps.get(&id).map(|step| step.state.clone());
+            let warnings = findings.iter().filter(|finding| finding.verdict == Verdict::Warn);
+            for finding in warnings.filter(|_| told != Some(StepState::Good)) {
+                let level = finding.level;
+                let text = format!("{guest} (level {level}): {}: {}", finding.id, finding.found);
+                context.feed.notice(Level::Warning, text);
+            }
+            Ok(Check::Satisfied)
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, _context: &Context) -> Result<()> {
+        Err(went_away(&self.spot))
+    }
+}
+
 /// Proves from inside that the guest can run guests. A proof changes nothing: it holds, or the run
 /// ends with the remedy.
 pub(super) struct Prove {
@@ -195,20 +238,22 @@ impl Action for Prove {
     async fn check(&self, context: &Context) -> Result<Check> {
         let look = async {
             let inside = self.spot.inside(context).await?;
-            let driver = self.spot.world.machines.driver(self.kind);
-            let proof = proof::prove(inside.site(), &*driver).await?;
-            for note in proof.notes() {
-                context.feed.notice(Level::Warning, format!("{}: {note}", self.spot.guest));
-            }
+            proof::prove(inside.site(), self.kind).await?;
+            let machines = &self.spot.world.machines;
+            machines.probe_on(&self.spot.guest, self.kind).await?;
             Ok(Check::Satisfied)
         };
         unless_unreachable(look.await)
     }
 
     async fn apply(&self, _context: &Context) -> Result<()> {
-        Err(Error::new(Kind::Unreachable, "it went away while it was being looked at")
-            .on(&self.spot.guest))
+        Err(went_away(&self.spot))
     }
+}
+
+/// Returns why a look, which changes nothing, was to be applied.
+fn went_away(spot: &Spot) -> Error {
+    Error::new(Kind::Unreachable, "it went away while it was being looked at").on(&spot.guest)
 }
 
 /// Gives the VirtualBox of a host its Host Key, so that each level can be left.

@@ -81,12 +81,14 @@ impl Action for Define {
 }
 
 impl Define {
-    /// Tells once what the user should know of the hypervisor.
+    /// Tells what the user should know of the hypervisor, once for all guests of a host.
     async fn tell(&self, seat: &Seat, context: &Context) -> Result<()> {
         let probe = self.spot.world.machines.probe(&self.spot.guest).await?;
-        for note in &probe.notes {
-            let text = format!("{} on {}: {note}", seat.machine.outer, seat.host.name());
-            context.feed.notice(Level::Warning, text);
+        let (kind, host) = (seat.machine.outer, seat.host.name());
+        if self.spot.world.machines.is_first_on(&self.spot.guest) {
+            for note in &probe.notes {
+                context.feed.notice(Level::Warning, format!("{kind} on {host}: {note}"));
+            }
         }
         if let (true, Nesting::Absent(why)) = (seat.machine.spec.nested, &probe.nesting) {
             let text = format!("{} will see neither svm nor vmx: {why}", seat.machine.name);

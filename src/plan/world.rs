@@ -5,7 +5,7 @@ use std::sync::Arc;
 use camino::Utf8Path;
 use tokio_util::sync::CancellationToken;
 
-use super::blueprint::Blueprint;
+use super::blueprint::{self, Blueprint};
 use super::images::Images;
 use super::l0::{self, Given};
 use super::lock::Lock;
@@ -49,7 +49,8 @@ impl World {
         let images = Images::of(&recipe)?;
         let l0 = l0::of(&recipe, lab)?;
         let before = Blueprint::of(lab)?;
-        let room = before.is_none().then(|| lab.labs().state_directory());
+        let directory = blueprint::l0_directory(&recipe, lab);
+        let room = before.is_none().then_some(&*directory);
         let drivers = Drivers::new();
         let hypervisor = match (recipe.host.hypervisor.kind(), &before) {
             (Some(kind), _) => kind,

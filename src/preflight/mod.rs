@@ -18,10 +18,10 @@ pub mod systems;
 use serde::Serialize;
 
 pub use look::Prober;
-pub use needs::{Demand, Destination, Needs};
+pub use needs::{Demand, Destination, Needs, Stage};
 pub use record::record;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::host::Host;
 use look::Look;
 
@@ -57,6 +57,8 @@ pub struct Finding {
     pub id: &'static str,
     /// The host's level.
     pub level: u32,
+    /// The host: `L0`, or the guest.
+    pub host: String,
     /// What was found, in a few words; safe for a terminal.
     pub found: String,
     /// Where it was read.
@@ -74,6 +76,7 @@ impl Finding {
         Finding {
             id,
             level: 0,
+            host: String::new(),
             found: crate::event::printable(&found.into()),
             source: String::new(),
             verdict,
@@ -108,6 +111,7 @@ pub async fn run(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<
     findings.extend(checks::network::reach(host, needs).await);
     for finding in &mut findings {
         finding.level = needs.level;
+        finding.host = host.name().to_owned();
     }
     Ok(findings)
 }
@@ -115,4 +119,19 @@ pub async fn run(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<
 /// Returns the worst verdict of `findings`.
 pub fn worst(findings: &[Finding]) -> Verdict {
     findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok)
+}
+
+/// Refuses a host of which a check failed.
+///
+/// # Errors
+/// [`Kind::HostCannot`] with every check that failed and its remedy.
+pub fn require(findings: &[Finding]) -> Result<()> {
+    let failed: Vec<_> = findings.iter().filter(|it| it.verdict == Verdict::Fail).collect();
+    let Some(first) = failed.first() else { return Ok(()) };
+    let lines: Vec<_> = failed.iter().map(|it| format!("{}: {}", it.id, it.found)).collect();
+    let error = Error::new(Kind::HostCannot, format!("{}: {}", first.id, first.found))
+        .on(&first.host)
+        .tail(lines.join("\n").as_bytes());
+    let remedies = failed.iter().flat_map(|finding| finding.remedy.iter().chain(&finding.commands));
+    Err(remedies.fold(error, Error::hint))
 }

@@ -12,6 +12,8 @@ use crate::recipe::{Guest, GuestName, HypervisorKind, Recipe};
 pub struct Needs {
     /// The host's level: 0 for L0.
     pub level: u32,
+    /// How far it is.
+    pub stage: Stage,
     /// What is to run guests on it; `None` if whatever works is good enough.
     pub hypervisor: Option<HypervisorKind>,
     /// Whether one of its guests runs guests itself.
@@ -26,6 +28,15 @@ pub struct Needs {
     pub force: bool,
     /// Mirrors and image hosts to reach from it; empty if nobody asked.
     pub reach: Vec<Destination>,
+}
+
+/// How far a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It can be reached; what nestlab installs in it is not there yet, and is not asked for.
+    Reached,
+    /// It is as it stays.
+    Settled,
 }
 
 /// What a recipe demands of L0.
@@ -51,6 +62,7 @@ impl Needs {
     pub fn nothing(directory: impl Into<Utf8PathBuf>) -> Self {
         Needs {
             level: 0,
+            stage: Stage::Settled,
             hypervisor: None,
             nests: false,
             recipe: None,
@@ -76,23 +88,23 @@ impl Needs {
         }
     }
 
-    /// Returns what `recipe` needs `guest` for, once it is reachable; `None` if it runs no guests.
-    pub fn of_guest(
-        recipe: &Recipe,
-        guest: &Guest,
-        directory: impl Into<Utf8PathBuf>,
-    ) -> Option<Self> {
+    /// Returns what `recipe` needs `guest` for, which can be reached; `None` if it runs no guests.
+    pub fn of_guest(recipe: &Recipe, guest: &Guest, stage: Stage) -> Option<Self> {
         Some(Needs {
             level: guest.level,
+            stage,
             hypervisor: Some(guest.hypervisor?),
             nests: recipe.children(Some(&guest.name.value)).any(runs_guests),
             mixed: kinds(recipe),
-            ..Needs::nothing(directory)
+            ..Needs::nothing("/")
         })
     }
 
     /// Returns the hypervisors that may run guests on it.
     pub(super) fn candidates(&self) -> Vec<HypervisorKind> {
+        if self.stage == Stage::Reached {
+            return Vec::new();
+        }
         match self.hypervisor {
             Some(kind) => vec![kind],
             None => vec![HypervisorKind::VirtualBox, HypervisorKind::Qemu],

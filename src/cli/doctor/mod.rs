@@ -1,5 +1,6 @@
 //! `nestlab doctor`: can this machine do it?
 
+mod levels;
 mod prepare;
 mod table;
 
@@ -14,18 +15,21 @@ use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::guest::Site;
-use crate::host::{Host, Local, Patience};
+use crate::host::{Command, Host, Local, Patience};
 use crate::hypervisor::Drivers;
 use crate::image::build::mirror::Mirror;
+use crate::lab::{Lab, Labs};
 use crate::plan::images::Images;
+use crate::plan::{blueprint, l0};
 use crate::preflight::{self, Destination, Finding, Needs, Verdict, prepare as remedies};
-use crate::recipe::Recipe;
+use crate::recipe::{LabName, Recipe};
 
 /// Look whether this machine can do it, and what to do where it cannot
 ///
 /// Looks at the processor, the firmware, the system around this machine, its hypervisors, kernel, packages
-/// and resources. With a recipe it is judged by what that recipe needs. It changes nothing, unless asked
-/// with `--prepare-host`.
+/// and resources. With a recipe it is judged by what that recipe needs, also the machine that the recipe
+/// names as its host, and, while its lab is up, every guest that runs guests, from inside. It changes
+/// nothing, unless asked with `--prepare-host`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,6 +42,9 @@ Exit codes: 0 it can, or no recipe was given; 3 it cannot do what the recipe nee
 pub(crate) struct Args {
     /// The recipe: a name (`nestlab recipe list`) or a path
     recipe: Option<String>,
+    /// The lab that is looked into, if it is up [default: the recipe's name]
+    #[arg(long, value_name = "NAME", requires = "recipe")]
+    lab: Option<LabName>,
     /// Also try to reach the image hosts of the recipe
     #[arg(long, requires = "recipe")]
     network: bool,
@@ -63,16 +70,23 @@ struct Answer<'a> {
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
-    let host = Local::new();
     let drivers = Drivers::new();
     if let Some(folder) = &args.record {
-        return record(&host, &drivers, folder, globals).await;
+        return record(&Local::new(), &drivers, folder, globals).await;
     }
-    let needs = needs(&args, globals)?;
+    let recipe = args.recipe.as_deref().map(Recipe::load).transpose()?;
+    let labs = Labs::at(&globals.state_dir);
+    let lab = recipe.as_ref().map(|it| labs.planned(args.lab.as_ref().unwrap_or(&it.name)));
+    let asked = recipe.as_ref().zip(lab.as_ref());
+    let host = asked.map_or_else(|| Ok(l0::local()), |(recipe, lab)| l0::of(recipe, lab))?;
+    let needs = needs(&args, asked, &*host, globals).await?;
     if args.prepare_host {
-        prepare(&host, &drivers, &needs, args.yes).await?;
+        prepare(&*host, &drivers, &needs, args.yes).await?;
     }
-    let findings = preflight::run(&host, &needs, &drivers).await?;
+    let mut findings = preflight::run(&*host, &needs, &drivers).await?;
+    if let Some((recipe, lab)) = asked {
+        findings.extend(levels::inside(recipe, lab).await?);
+    }
     if globals.json {
         output::print_json(&Answer { schema: 1, checks: &findings })?;
     } else {
@@ -83,15 +97,20 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::from(if fails { Kind::HostCannot.exit_code() } else { 0 }))
 }
 
-fn needs(args: &Args, globals: &Globals) -> Result<Needs> {
-    let directory = nearest_folder(&globals.state_dir);
-    let Some(name) = &args.recipe else {
+async fn needs(
+    args: &Args,
+    asked: Option<(&Recipe, &Lab)>,
+    host: &dyn Host,
+    globals: &Globals,
+) -> Result<Needs> {
+    let Some((recipe, lab)) = asked else {
+        let directory = nearest_folder(host, &globals.state_dir).await?;
         return Ok(Needs { force: args.force, ..Needs::nothing(directory) });
     };
-    let recipe = Recipe::load(name)?;
-    let images = Images::of(&recipe)?;
-    let reach = if args.network { destinations(&recipe, &images)? } else { Vec::new() };
-    let needs = Needs::of_l0(&recipe, images.defaults(), directory);
+    let directory = nearest_folder(host, &blueprint::l0_directory(recipe, lab)).await?;
+    let images = Images::of(recipe)?;
+    let reach = if args.network { destinations(recipe, &images)? } else { Vec::new() };
+    let needs = Needs::of_l0(recipe, images.defaults(), directory);
     Ok(Needs { force: args.force, reach, ..needs })
 }
 
@@ -112,21 +131,18 @@ pub(super) async fn judge(
         let remedy = mixed.remedy.as_deref().unwrap_or_default();
         feed.notice(Level::Warning, format!("{}: {remedy}", mixed.found));
     }
-    let failed: Vec<_> = findings.iter().filter(|it| it.verdict == Verdict::Fail).collect();
-    let Some(first) = failed.first() else { return Ok(()) };
-    let lines: Vec<_> = failed.iter().map(|it| format!("{}: {}", it.id, it.found)).collect();
-    let mut error = Error::new(Kind::HostCannot, format!("{}: {}", first.id, first.found))
-        .on(host.name())
-        .tail(lines.join("\n").as_bytes());
-    for finding in failed {
-        error = finding.remedy.iter().chain(&finding.commands).fold(error, Error::hint);
-    }
-    Err(error)
+    preflight::require(&findings)
 }
 
-/// Returns the folder itself, or the nearest one above it that is there.
-pub(super) fn nearest_folder(path: &Utf8Path) -> Utf8PathBuf {
-    path.ancestors().find(|path| path.is_dir()).unwrap_or(Utf8Path::new("/")).to_owned()
+/// Returns the folder `path` on `host`, or the nearest one above it that is there.
+pub(super) async fn nearest_folder(host: &dyn Host, path: &Utf8Path) -> Result<Utf8PathBuf> {
+    for folder in path.ancestors() {
+        let there = Command::new("test").args(["-d", folder.as_str()]);
+        if host.run(&there).await?.exit.success() {
+            return Ok(folder.to_owned());
+        }
+    }
+    Ok(Utf8PathBuf::from("/"))
 }
 
 /// Returns the servers that the images of `recipe` come from; for one that is built, the Debian mirror.

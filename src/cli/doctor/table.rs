@@ -45,7 +45,17 @@ pub(super) fn draw(findings: &[Finding], look: Look, all: bool) -> String {
         .collect();
     let names = shown.iter().map(|finding| finding.id.width()).max().unwrap_or(0);
     let mut out = String::new();
+    let several = findings.iter().any(|finding| finding.host != findings[0].host);
+    let mut host = "";
     for finding in &shown {
+        if several && finding.host != host {
+            host = &finding.host;
+            // Writing to a String cannot fail.
+            let _ = match finding.level {
+                0 => writeln!(out, "{host}"),
+                level => writeln!(out, "{host} (level {level})"),
+            };
+        }
         one(&mut out, finding, names, look, all);
     }
     summary(&mut out, findings, look, all);
@@ -134,6 +144,7 @@ mod tests {
         Finding {
             id,
             level: 0,
+            host: "L0".to_owned(),
             found: found.to_owned(),
             source: "/proc/cpuinfo".to_owned(),
             verdict,
@@ -167,6 +178,19 @@ mod tests {
                                 → Switch it on in the firmware's settings:
                                   $ systemctl reboot --firmware-setup
         1 ok, 0 warnings, 1 failure, 1 do not matter here (-v shows them)
+        ");
+    }
+
+    #[test]
+    fn each_level_has_its_part() {
+        let inside = Finding { level: 1, host: "l1".to_owned(), ..findings()[0].clone() };
+        let all = [findings().remove(0), inside];
+        insta::assert_snapshot!(draw(&all, Look { width: 100, paint: Paint::new(false) }, false), @r"
+        L0
+          ok    architecture  x86_64, Debian GNU/Linux 13 (trixie)
+        l1 (level 1)
+          ok    architecture  x86_64, Debian GNU/Linux 13 (trixie)
+        2 ok, 0 warnings, 0 failures
         ");
     }
 

@@ -11,7 +11,7 @@ pub(super) mod surroundings;
 mod virtualbox;
 
 use super::look::Look;
-use super::needs::Needs;
+use super::needs::{Needs, Stage};
 use super::{Finding, Verdict};
 
 /// A check: its id, what it asks, and how it is answered.
@@ -139,9 +139,30 @@ pub(super) const CHECKS: &[Check] = &[
     Check { id: "clock", question: "Is the clock right?", judge: kernel::clock },
 ];
 
+/// Checks of what nestlab itself sees to in a guest that is to run guests: before that, they say nothing.
+const PROVISIONED: [&str; 11] = [
+    "hypervisor",
+    "kvm-device",
+    "kvm-runs-guests",
+    "kvm-nested",
+    "virtualbox-version",
+    "virtualbox-driver",
+    "virtualbox-group",
+    "kvm-and-virtualbox",
+    "kernel-headers",
+    "pending-reboot",
+    "packages",
+];
+
 /// Answers every check.
 pub(super) fn judge(look: &Look, needs: &Needs) -> Vec<Finding> {
-    CHECKS.iter().map(|check| (check.judge)(look, needs)).collect()
+    let answer = |check: &Check| match needs.stage {
+        Stage::Reached if PROVISIONED.contains(&check.id) => {
+            not_applicable(check.id, "nestlab sees to it next")
+        }
+        _ => (check.judge)(look, needs),
+    };
+    CHECKS.iter().map(answer).collect()
 }
 
 /// Returns the finding of a check that does not matter here, and why.
