@@ -52,7 +52,8 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
         values.push(("networks", "networks", networks.collect::<Vec<_>>().join(", ")));
     }
     if let Some(hypervisor) = &guest.hypervisor {
-        values.push(("hypervisor", "hypervisor", hypervisor.clone()));
+        let all = [std::slice::from_ref(hypervisor), &guest.further_hypervisors].concat();
+        values.push(("hypervisor", "hypervisor", all.join(", ")));
         values.push(("nested", "nested", "on".to_owned()));
     }
     if let Some(key) = &guest.host_key {

@@ -76,7 +76,7 @@ async fn build(
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
     if Blueprint::of(lab)?.is_none() {
-        can_l0(&recipe, lab, args, globals, told).await?;
+        can_l0(&recipe, lab, args, told).await?;
     }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
     world.lock = locked;
@@ -93,13 +93,7 @@ async fn build(
 
 /// Looks whether L0 can carry a lab that is not begun yet, after preparing it if that is asked for. Of one
 /// that is begun, every step has its own check.
-async fn can_l0(
-    recipe: &Recipe,
-    lab: &Lab,
-    args: &Args,
-    globals: &Globals,
-    told: &Told,
-) -> Result<()> {
+async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
     let directory = doctor::nearest_folder(&*l0, &blueprint::l0_directory(recipe, lab)).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);

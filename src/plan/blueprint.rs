@@ -66,8 +66,11 @@ pub struct Machine {
     pub login: Option<Login>,
     /// By which evidence it counts as up.
     pub ready: Ready,
-    /// What it runs for its own guests.
+    /// What it runs for its own guests; of several, the first.
     pub inner: Option<HypervisorKind>,
+    /// What it runs beside that.
+    #[serde(default)]
+    pub further: Vec<HypervisorKind>,
     /// The Host Key of the VirtualBox inside.
     pub host_key: Option<HostKey>,
     /// Debian packages to install inside.
@@ -199,6 +202,11 @@ impl Machine {
         matches!(self.spec.origin, Origin::Existing { .. })
     }
 
+    /// Returns every hypervisor that it runs for its own guests.
+    pub fn hypervisors(&self) -> impl Iterator<Item = HypervisorKind> {
+        self.inner.into_iter().chain(self.further.iter().copied())
+    }
+
     /// Returns the file on its host that the image is put to, unless the VM existed before.
     pub fn media(&self) -> Option<&Utf8Path> {
         match &self.spec.origin {
@@ -308,6 +316,7 @@ impl Draft<'_> {
             login,
             ready: values.ready.value.clone(),
             inner: values.hypervisor,
+            further: values.further.clone(),
             host_key: values.host_key.as_ref().map(|key| key.value.clone()),
             packages: self.guest.packages.iter().map(ToString::to_string).collect(),
             network,

@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::guest::apt::Task;
 use crate::guest::hypervisor;
 use crate::image::{ImageFormat, Manifest};
-use crate::recipe::{GuestName, HypervisorKind};
+use crate::recipe::GuestName;
 
 /// Returns the plan of `world`, up to `until` if that is given: that guest, what it stands on, and
 /// nothing else.
@@ -106,8 +106,8 @@ impl Chain {
         if machine.inner.is_some() || !machine.packages.is_empty() {
             ready = self.upgrade(machine, ready)?;
         }
-        if let Some(kind) = machine.inner {
-            ready = self.host(machine, kind, ready);
+        if machine.inner.is_some() {
+            ready = self.host(machine, ready);
         }
         self.last.insert(machine.name.clone(), ready);
         Ok(())
@@ -169,11 +169,11 @@ impl Chain {
     }
 
     /// A system that runs guests.
-    fn host(&mut self, machine: &Machine, kind: HypervisorKind, upgraded: StepId) -> StepId {
+    fn host(&mut self, machine: &Machine, upgraded: StepId) -> StepId {
         let name = &machine.name;
         let spot = self.spot(machine);
         let mut last = upgraded;
-        if hypervisor::builds_modules(kind) {
+        if machine.hypervisors().any(hypervisor::builds_modules) {
             let (id, title) =
                 (StepId::new(name, "headers"), format!("install kernel headers in {name}"));
             let action = Headers { spot: spot.clone() };
@@ -181,12 +181,22 @@ impl Chain {
         }
         let (id, title) = (StepId::new(name, "reboot"), format!("run the newest kernel in {name}"));
         last = self.add(id, Some(machine), title, vec![last], Reboot { spot: spot.clone() });
-        let (id, title) = (StepId::new(name, "hypervisor"), format!("install {kind} in {name}"));
-        let action = Install { spot: spot.clone(), kind };
-        last = self.add(id, Some(machine), title, vec![last], action);
-        let (id, title) = (StepId::new(name, "proof"), format!("prove that {name} can run guests"));
-        let action = Prove { spot: spot.clone(), kind };
-        last = self.add(id, Some(machine), title, vec![last], action);
+        for kind in machine.hypervisors() {
+            let first = machine.inner == Some(kind);
+            let id = |what: &str| match first {
+                true => StepId::new(name, what),
+                false => StepId::new(name, &format!("{what}-{kind}")),
+            };
+            let title = format!("install {kind} in {name}");
+            let action = Install { spot: spot.clone(), kind };
+            last = self.add(id("hypervisor"), Some(machine), title, vec![last], action);
+            let title = match first {
+                true => format!("prove that {name} can run guests"),
+                false => format!("prove that {name} can run guests with {kind} too"),
+            };
+            let action = Prove { spot: spot.clone(), kind, beside_another: !first };
+            last = self.add(id("proof"), Some(machine), title, vec![last], action);
+        }
         if let Some(key) = machine.host_key.clone() {
             let (id, title) =
                 (StepId::new(name, "host-key"), format!("set the Host Key in {name}"));

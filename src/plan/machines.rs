@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, OnceCell};
@@ -14,9 +15,10 @@ use super::blueprint::{Blueprint, Login, Machine};
 use crate::error::{Error, Kind, Result};
 use crate::guest::readiness::Outside;
 use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use crate::host::{HostRef, Patience};
+use crate::host::{Host, HostRef, Patience};
 use crate::hypervisor::{Actual, Drivers, HypervisorRef, Power, Probe};
 use crate::lab::Lab;
+use crate::preflight::Prober;
 use crate::recipe::HypervisorKind;
 
 /// The machines of a lab.
@@ -217,6 +219,14 @@ impl Machines {
             file: self.lab.known_hosts().path().to_owned(),
             accept_new: true,
         })
+    }
+}
+
+/// The checks ask for what was found already.
+#[async_trait]
+impl Prober for Machines {
+    async fn probe(&self, host: &dyn Host, kind: HypervisorKind) -> Result<Probe> {
+        Ok(Probe::clone(&*self.probe_on(host.name(), kind).await?))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::guest::{hypervisor, kernel, proof, reboot};
 use crate::host::{Command, Host, Patience};
 use crate::hypervisor::virtualbox::VirtualBox;
 use crate::lab::status::StepState;
-use crate::preflight::{self, Needs, Stage, Verdict};
+use crate::preflight::{self, Finding, Needs, Stage, Verdict};
 use crate::recipe::{HostKey, HypervisorKind, Platform};
 
 /// What the step of [`Preflight`] is called.
@@ -198,15 +198,8 @@ pub(super) struct Preflight {
 impl Action for Preflight {
     async fn check(&self, context: &Context) -> Result<Check> {
         let look = async {
-            let world = &self.spot.world;
-            let (guest, machines) = (&self.spot.guest, &world.machines);
-            let host = machines.host(guest).await?;
-            let Some(needs) =
-                Needs::of_guest(&world.recipe, world.recipe.find(guest)?, Stage::Reached)
-            else {
-                return Ok(Check::Satisfied);
-            };
-            let findings = preflight::run(&*host, &needs, machines.drivers()).await?;
+            let (guest, machines) = (&self.spot.guest, &self.spot.world.machines);
+            let findings = self.spot.findings(Stage::Reached).await?;
             preflight::require(&findings)?;
             let id = StepId::new(guest, PREFLIGHT).to_string();
             let told = machines.lab().status()?.steps.get(&id).map(|step| step.state.clone());
@@ -226,11 +219,24 @@ impl Action for Preflight {
     }
 }
 
+impl Spot {
+    /// Returns what the checks find in the guest, which runs guests.
+    async fn findings(&self, stage: Stage) -> Result<Vec<Finding>> {
+        let (recipe, machines) = (&self.world.recipe, &self.world.machines);
+        let Some(needs) = Needs::of_guest(recipe, recipe.find(&self.guest)?, stage) else {
+            return Ok(Vec::new());
+        };
+        preflight::run(&*machines.host(&self.guest).await?, &needs, machines).await
+    }
+}
+
 /// Proves from inside that the guest can run guests. A proof changes nothing: it holds, or the run
 /// ends with the remedy.
 pub(super) struct Prove {
     pub(super) spot: Spot,
     pub(super) kind: HypervisorKind,
+    /// Whether another hypervisor was installed before: the two must get on with each other.
+    pub(super) beside_another: bool,
 }
 
 #[async_trait]
@@ -241,6 +247,11 @@ impl Action for Prove {
             proof::prove(inside.site(), self.kind).await?;
             let machines = &self.spot.world.machines;
             machines.probe_on(&self.spot.guest, self.kind).await?;
+            if self.beside_another {
+                let mut findings = self.spot.findings(Stage::Settled).await?;
+                findings.retain(|finding| finding.id == "kvm-and-virtualbox");
+                preflight::require(&findings)?;
+            }
             Ok(Check::Satisfied)
         };
         unless_unreachable(look.await)

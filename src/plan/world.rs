@@ -59,7 +59,8 @@ impl World {
             (None, None) => l0::settle(&*l0, &drivers).await?,
         };
         let mut resources = l0::resources(&*l0, hypervisor, Given::default(), room).await?;
-        if hypervisor == HypervisorKind::VirtualBox {
+        let virtualbox = HypervisorKind::VirtualBox;
+        if hypervisor == virtualbox || recipe.host.further.contains(&virtualbox) {
             resources.host_key = drivers.virtualbox.host_key(&*l0).await?;
         }
         let budget = budget::derive(&recipe, &resources, &images.defaults())?;

@@ -16,6 +16,8 @@ pub struct Needs {
     pub stage: Stage,
     /// What is to run guests on it; `None` if whatever works is good enough.
     pub hypervisor: Option<HypervisorKind>,
+    /// What is to run guests beside that.
+    pub further: Vec<HypervisorKind>,
     /// Whether one of its guests runs guests itself.
     pub nests: bool,
     /// Whether it is needed for a recipe at all; without one, nothing fails that only a recipe needs.
@@ -64,6 +66,7 @@ impl Needs {
             level: 0,
             stage: Stage::Settled,
             hypervisor: None,
+            further: Vec::new(),
             nests: false,
             recipe: None,
             mixed: BTreeSet::new(),
@@ -81,6 +84,7 @@ impl Needs {
     ) -> Self {
         Needs {
             hypervisor: recipe.host.hypervisor.kind(),
+            further: recipe.host.further.clone(),
             nests: recipe.children(None).any(runs_guests),
             recipe: Some(Demand { recipe: recipe.clone(), images }),
             mixed: kinds(recipe),
@@ -94,6 +98,7 @@ impl Needs {
             level: guest.level,
             stage,
             hypervisor: Some(guest.hypervisor?),
+            further: guest.further.clone(),
             nests: recipe.children(Some(&guest.name.value)).any(runs_guests),
             mixed: kinds(recipe),
             ..Needs::nothing("/")
@@ -106,14 +111,19 @@ impl Needs {
             return Vec::new();
         }
         match self.hypervisor {
-            Some(kind) => vec![kind],
+            Some(kind) => [kind].iter().chain(&self.further).copied().collect(),
             None => vec![HypervisorKind::VirtualBox, HypervisorKind::Qemu],
         }
     }
 
     /// Returns whether the host is of no use without `kind`.
     pub(super) fn requires(&self, kind: HypervisorKind) -> bool {
-        self.hypervisor == Some(kind)
+        self.hypervisor == Some(kind) || self.further.contains(&kind)
+    }
+
+    /// Returns whether others are to run guests on the host, and `kind` is not.
+    pub(super) fn excludes(&self, kind: HypervisorKind) -> bool {
+        self.hypervisor.is_some() && !self.requires(kind)
     }
 }
 
@@ -122,6 +132,6 @@ fn runs_guests(guest: &Guest) -> bool {
 }
 
 fn kinds(recipe: &Recipe) -> BTreeSet<HypervisorKind> {
-    let inner = recipe.guests().iter().filter_map(|guest| guest.hypervisor);
-    recipe.host.hypervisor.kind().into_iter().chain(inner).collect()
+    let inner = recipe.guests().iter().flat_map(Guest::hypervisors);
+    recipe.host.hypervisors().chain(inner).collect()
 }

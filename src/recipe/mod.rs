@@ -13,6 +13,7 @@ pub mod hostkey;
 mod model;
 mod read;
 pub mod schema;
+mod several;
 pub mod shipped;
 #[cfg(test)]
 mod tests;

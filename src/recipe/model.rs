@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::hostkey::HostKey;
+use super::several::Several;
 use super::text::{
     MirrorUrl, PackageName, Pattern, Port, ProxyUrl, SshDestination, UserName, VmName,
 };
@@ -101,8 +102,9 @@ pub(crate) struct LimitsTable {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct HostTable {
-    /// What runs the outermost guests; left out: the one that is there and can run guests.
-    pub(crate) hypervisor: Option<At<HypervisorChoice>>,
+    /// What runs the outermost guests; a list, such as ["virtualbox", "qemu"], where guests say with
+    /// `runs-in` which of them; left out: the one that is there and can run guests.
+    pub(crate) hypervisor: Option<At<Several<HypervisorChoice>>>,
     /// Another machine as L0, reached over SSH: `user@runner`, `user@runner:2222`.
     pub(crate) ssh: Option<At<SshDestination>>,
     /// VirtualBox's Host Key on L0; left out: as it is there.
@@ -135,8 +137,11 @@ pub(crate) struct GuestTable {
     pub(crate) disk: Option<At<Mebibytes>>,
     /// Allow more CPUs than one fewer than its host has.
     pub(crate) overcommit: Option<At<bool>>,
-    /// What it runs for its own guests; it is installed inside.
-    pub(crate) hypervisor: Option<At<HypervisorKind>>,
+    /// What it runs for its own guests; it is installed inside. A list, such as ["virtualbox", "qemu"]:
+    /// several side by side.
+    pub(crate) hypervisor: Option<At<Several<HypervisorKind>>>,
+    /// Which of its host's hypervisors runs it; left out: the first of them.
+    pub(crate) runs_in: Option<At<HypervisorKind>>,
     /// VirtualBox's Host Key inside; left out: one that differs from all levels around it.
     pub(crate) host_key: Option<At<HostKey>>,
     /// Start it with a window.

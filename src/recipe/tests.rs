@@ -446,3 +446,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_host_with_both_hypervisors_runs_each_guest_in_the_one_that_it_names() {
+    let guests = |l2: &str| {
+        format!(
+            "schema = 1\nname = \"x\"\n[[guest]]\nname = \"l1\"\nimage = \"i\"\n\
+             hypervisor = [\"virtualbox\", \"qemu\"]\n[[guest]]\nname = \"l2\"\nimage = \"i\"\n{l2}"
+        )
+    };
+    let recipe = Recipe::parse(&guests("runs-in = \"qemu\"\n"), RecipeOrigin::Shipped);
+    let recipe = recipe.unwrap_or_else(|error| panic!("{}", error.report()));
+    let kinds: Vec<_> = recipe.guests()[0].hypervisors().collect();
+    assert_eq!(kinds, [HypervisorKind::VirtualBox, HypervisorKind::Qemu]);
+    let chosen = recipe.guests()[1].runs_in.as_ref().map(|at| at.value);
+    assert_eq!(chosen, Some(HypervisorKind::Qemu));
+
+    let report =
+        |text: &str| Recipe::parse(text, RecipeOrigin::Shipped).expect_err("a mistake").report();
+    let one =
+        guests("runs-in = \"qemu\"\n").replace("[\"virtualbox\", \"qemu\"]", "\"virtualbox\"");
+    let told = report(&one);
+    assert!(told.contains(":10:11") && told.contains("which l1 does not have"), "{told}");
+    let twice = guests("").replace("\"qemu\"]", "\"virtualbox\"]");
+    assert!(report(&twice).contains("`virtualbox` is in the list twice"), "{}", report(&twice));
+    let none = guests("").replace("[\"virtualbox\", \"qemu\"]", "[]");
+    assert!(report(&none).contains(":6:14"), "{}", report(&none));
+    let word = guests("").replace("\"qemu\"]", "\"xen\"]");
+    assert!(report(&word).contains("choose one of `virtualbox`, `qemu`"), "{}", report(&word));
+    let auto = "schema = 1\nname = \"x\"\n[host]\nhypervisor = [\"auto\", \"qemu\"]\n\
+                [[guest]]\nname = \"l1\"\nimage = \"i\"\n";
+    assert!(report(auto).contains(":4:14"), "{}", report(auto));
+}

@@ -55,8 +55,10 @@ pub struct Recipe {
 /// L0 as a recipe wants it.
 #[derive(Debug, Clone)]
 pub struct RecipeHost {
-    /// What runs the outermost guests.
+    /// What runs the outermost guests that do not say what does.
     pub hypervisor: HypervisorChoice,
+    /// What else does.
+    pub further: Vec<HypervisorKind>,
     /// Another machine as L0.
     pub ssh: Option<SshDestination>,
     /// VirtualBox's Host Key on L0, if the recipe sets it.
@@ -83,8 +85,13 @@ pub struct Guest {
     pub disk: Option<At<Mebibytes>>,
     /// Whether it may have more CPUs than one fewer than its host.
     pub overcommit: bool,
-    /// What it runs for its own guests; there if it has any.
+    /// What it runs for its own guests; there if it has any. Of several, the first: it runs guests that
+    /// do not say what does.
     pub hypervisor: Option<HypervisorKind>,
+    /// What it runs beside that.
+    pub further: Vec<HypervisorKind>,
+    /// Which of its host's hypervisors runs it, if the recipe says.
+    pub runs_in: Option<At<HypervisorKind>>,
     /// VirtualBox's Host Key inside.
     pub host_key: Option<At<HostKey>>,
     /// Whether it starts with a window.
@@ -144,6 +151,25 @@ pub struct SshLogin {
     pub port: Port,
     /// The private key's file; `None`: the lab's own key.
     pub key: Option<Utf8PathBuf>,
+}
+
+impl Guest {
+    /// Returns every hypervisor that it runs for its own guests.
+    pub fn hypervisors(&self) -> impl Iterator<Item = HypervisorKind> {
+        self.hypervisor.into_iter().chain(self.further.iter().copied())
+    }
+
+    /// Returns whether it runs VirtualBox for its own guests.
+    pub fn runs_virtualbox(&self) -> bool {
+        self.hypervisors().any(|kind| kind == HypervisorKind::VirtualBox)
+    }
+}
+
+impl RecipeHost {
+    /// Returns every hypervisor that the recipe names for L0; none where that is left to nestlab.
+    pub fn hypervisors(&self) -> impl Iterator<Item = HypervisorKind> {
+        self.hypervisor.kind().into_iter().chain(self.further.iter().copied())
+    }
 }
 
 impl Recipe {

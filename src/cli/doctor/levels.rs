@@ -28,7 +28,7 @@ pub(super) async fn inside(recipe: &Recipe, lab: &Lab) -> Result<Vec<Finding>> {
         let Some(needs) = Needs::of_guest(recipe, guest, stage) else { continue };
         let looked = async {
             let host = machines.host(name).await?;
-            preflight::run(&*host, &needs, machines.drivers()).await
+            preflight::run(&*host, &needs, &*machines).await
         };
         match looked.await {
             Ok(found) => findings.extend(found),

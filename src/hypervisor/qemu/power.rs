@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::argv;
-use super::definition::{self, Definition};
+use super::definition::Definition;
 use super::folder::Folder;
 use super::machine::Machine;
 use super::scripts;

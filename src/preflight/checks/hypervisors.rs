@@ -18,23 +18,28 @@ pub(super) fn hypervisor(look: &Look, needs: &Needs) -> Finding {
         .into_iter()
         .filter_map(|kind| Some((kind, look.probe(kind)?.as_ref().ok()?)))
         .collect();
-    let Some((kind, probe)) = working.first() else {
+    let missing = needs
+        .candidates()
+        .into_iter()
+        .find(|kind| needs.requires(*kind) && working.iter().all(|(working, _)| working != kind));
+    let Some((kind, probe)) = working.first().filter(|_| missing.is_none()) else {
         let verdict = if needs.recipe.is_some() || needs.hypervisor.is_some() {
             Verdict::Fail
         } else {
             Verdict::Warn
         };
-        let wanted = needs.hypervisor.map_or("none", |kind| match kind {
+        let wanted = missing.map_or("none", |kind| match kind {
             HypervisorKind::VirtualBox => "VirtualBox cannot run guests here",
             HypervisorKind::Qemu => "QEMU cannot run guests here",
         });
-        let package = match needs.hypervisor {
+        let package = match missing {
             Some(HypervisorKind::VirtualBox) => "virtualbox",
             _ => "qemu-system-x86 qemu-utils ovmf",
         };
         let why = needs
             .candidates()
             .into_iter()
+            .filter(|kind| missing.is_none_or(|missing| missing == *kind))
             .find_map(|kind| Some(look.probe(kind)?.as_ref().err()?.message().to_owned()));
         let remedy = match why {
             Some(why) => format!("{why}. Install it, on Debian and Ubuntu:"),

@@ -11,7 +11,7 @@ use crate::recipe::HypervisorKind;
 /// Returns whether VirtualBox, which brings modules of its own, may run guests here.
 fn needs_modules(look: &Look, needs: &Needs) -> bool {
     match needs.hypervisor {
-        Some(kind) => kind == HypervisorKind::VirtualBox,
+        Some(_) => needs.requires(HypervisorKind::VirtualBox),
         None => look.survey.has("/dev/vboxdrv"),
     }
 }

@@ -19,7 +19,8 @@ pub(in crate::preflight) fn module(kind: Virtualization) -> &'static str {
 }
 
 fn unused(id: &'static str, needs: &Needs) -> Option<Finding> {
-    (needs.hypervisor == Some(HypervisorKind::VirtualBox))
+    needs
+        .excludes(HypervisorKind::Qemu)
         .then(|| not_applicable(id, "VirtualBox runs the guests here"))
 }
 

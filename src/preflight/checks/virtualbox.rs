@@ -20,7 +20,9 @@ fn found(look: &Look) -> Option<&semver::Version> {
 /// Returns the finding for a host where VirtualBox is neither there nor wanted.
 fn unused(id: &'static str, look: &Look, needs: &Needs) -> Option<Finding> {
     match needs.hypervisor {
-        Some(HypervisorKind::Qemu) => Some(not_applicable(id, "QEMU runs the guests here")),
+        Some(_) if needs.excludes(HypervisorKind::VirtualBox) => {
+            Some(not_applicable(id, "QEMU runs the guests here"))
+        }
         None if found(look).is_none() && !look.survey.has(DEVICE) => {
             Some(not_applicable(id, "VirtualBox is not installed"))
         }
@@ -143,7 +145,17 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
     let bad =
         if needs.requires(HypervisorKind::VirtualBox) { Verdict::Fail } else { Verdict::Warn };
     let get_on = format!("Linux {}.{} and VirtualBox {version}", kernel.0, kernel.1);
+    let both = needs.requires(HypervisorKind::VirtualBox) && needs.requires(HypervisorKind::Qemu);
     match kvm_beside(kernel, version) {
+        KvmBeside::FineWhileIdle | KvmBeside::MustLetGo if both => Finding::new(
+            id,
+            Verdict::Fail,
+            format!("{get_on}: only one of the two can run guests at a time"),
+        )
+        .remedy("both at once take Linux 6.16 and VirtualBox 7.2.10, or newer; `image = \"debian-sid\"` has them"),
+        KvmBeside::LeaveAlone if both => {
+            Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"))
+        }
         _ if running > 0 => {
             Finding::new(id, bad, format!("{running} KVM guests run and have the processor"))
                 .remedy("end them before VirtualBox starts a VM")

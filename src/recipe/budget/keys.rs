@@ -15,7 +15,7 @@ pub(super) fn derive(work: &mut Work<'_>) -> (Key, Vec<Key>) {
         guests.iter().map(|guest| guest.host_key.as_ref().map(|at| &at.value)).collect();
     let mut keys: Vec<Key> = Vec::new();
     for (index, guest) in guests.iter().enumerate() {
-        let key = if guest.hypervisor == Some(HypervisorKind::VirtualBox) {
+        let key = if guest.runs_virtualbox() {
             of_guest(work, guest, index, &host_key, &keys, &given)
         } else {
             None
@@ -27,8 +27,10 @@ pub(super) fn derive(work: &mut Work<'_>) -> (Key, Vec<Key>) {
 
 fn of_l0(work: &mut Work<'_>) -> Key {
     let platform = work.host.platform;
+    let mut kinds = work.recipe.host.further.iter().chain([&work.host.hypervisor]);
+    let virtualbox = kinds.any(|kind| *kind == HypervisorKind::VirtualBox);
     match &work.recipe.host.host_key {
-        Some(at) if work.host.hypervisor != HypervisorKind::VirtualBox => {
+        Some(at) if !virtualbox => {
             let message = "L0 runs its guests with QEMU, which has no Host Key";
             let help = "leave `host-key` out, or write `hypervisor = \"virtualbox\"`";
             work.refuse(at.span(), Limit::Recipe, message, help);
@@ -38,7 +40,7 @@ fn of_l0(work: &mut Work<'_>) -> Key {
             on_platform(work, at.span(), &at.value, platform);
             Some(Derived::given(at.value.clone()))
         }
-        None if work.host.hypervisor == HypervisorKind::VirtualBox => work
+        None if virtualbox => work
             .host
             .host_key
             .clone()

@@ -4,7 +4,6 @@
 use super::{Derived, Limit, Work};
 use crate::recipe::tree::{Guest, GuestSource};
 use crate::recipe::units::Mebibytes;
-use crate::recipe::words::HypervisorKind;
 
 /// What a guest gets of whose image nothing is known.
 const UNKNOWN_IMAGE: Mebibytes = Mebibytes::gib(1);
@@ -62,7 +61,7 @@ fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
     }
     let own = image.map_or(0, Mebibytes::get);
     let fits = with_reserve(inside).max(grained(inside.saturating_add(own)));
-    let builds = guest.hypervisor == Some(HypervisorKind::VirtualBox) || image.is_none();
+    let builds = guest.runs_virtualbox() || image.is_none();
     if builds && fits <= HOST_LEAST.get() {
         return Derived::because(
             HOST_LEAST,

@@ -152,8 +152,10 @@ pub struct GuestBudget {
     pub subnet: Derived<Subnet>,
     /// Its addresses in the networks that it shares, unless its image takes none.
     pub links: Vec<Link>,
-    /// What it runs for its own guests.
+    /// What it runs for its own guests; of several, the first.
     pub hypervisor: Option<HypervisorKind>,
+    /// What it runs beside that.
+    pub further: Vec<HypervisorKind>,
     /// Whether it gets nested hardware virtualization.
     pub nested: Derived<bool>,
     /// The Host Key of the VirtualBox inside, if it runs VirtualBox.
@@ -216,6 +218,7 @@ pub fn derive(
             subnet,
             links,
             hypervisor: guest.hypervisor,
+            further: guest.further.clone(),
             nested: nested(guest),
             host_key,
             firmware: boot.firmware,
@@ -234,6 +237,9 @@ fn nested(guest: &Guest) -> Derived<bool> {
 
 /// Returns the hypervisor that runs `guest`.
 fn runs_on(recipe: &Recipe, host: &Resources, guest: &Guest) -> HypervisorKind {
+    if let Some(at) = &guest.runs_in {
+        return at.value;
+    }
     // `validate` has seen to it that a guest with guests names a hypervisor.
     recipe.parent(guest).map_or(Some(host.hypervisor), |p| p.hypervisor).unwrap_or(host.hypervisor)
 }

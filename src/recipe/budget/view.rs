@@ -18,8 +18,10 @@ pub struct GuestView {
     pub parent: String,
     /// What runs it.
     pub runs_on: String,
-    /// What it runs for its own guests.
+    /// What it runs for its own guests; of several, the first.
     pub hypervisor: Option<String>,
+    /// What it runs beside that.
+    pub further_hypervisors: Vec<String>,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Memory in MiB.
@@ -64,6 +66,7 @@ impl Budget {
                     parent: guest.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
                     runs_on: budget.runs_on.to_string(),
                     hypervisor: budget.hypervisor.map(|hypervisor| hypervisor.to_string()),
+                    further_hypervisors: budget.further.iter().map(ToString::to_string).collect(),
                     cpus: budget.cpus.value.get(),
                     memory_mib: budget.memory.value.get(),
                     disk_mib: budget.disk.value.map(|disk| disk.get()),

@@ -66,7 +66,9 @@ impl Check<'_> {
             memory: table.memory,
             disk: table.disk,
             overcommit: table.overcommit.is_some_and(|at| at.value),
-            hypervisor: table.hypervisor.map(|at| at.value),
+            hypervisor: table.hypervisor.as_ref().map(|at| at.first()),
+            further: table.hypervisor.map(|at| at.further().to_vec()).unwrap_or_default(),
+            runs_in: table.runs_in,
             host_key: table.host_key,
             gui: table.gui.is_some_and(|at| at.value),
             ready: table.ready,
@@ -107,7 +109,7 @@ impl Check<'_> {
             );
         }
         if let Some(key) = &table.host_key
-            && table.hypervisor.as_ref().is_none_or(|h| h.value != HypervisorKind::VirtualBox)
+            && !table.hypervisor.as_ref().is_some_and(|it| it.contains(HypervisorKind::VirtualBox))
         {
             self.refuse(
                 key.span(),

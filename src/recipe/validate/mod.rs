@@ -28,6 +28,7 @@ pub(crate) fn recipe(
         Check { source: &source, origin: &origin, names: Vec::new(), problems: Vec::new() };
     let name = check.head(&tables);
     let patience = check.patience(&tables);
+    check.l0(&tables);
     let mut host = host(&tables);
     let mut guests = check.guests(tables.guest);
     check.tree(&host, &mut guests);
@@ -52,9 +53,10 @@ pub(crate) fn recipe(
 
 fn host(tables: &RecipeTable) -> RecipeHost {
     let host = tables.host.as_ref();
-    let given = host.and_then(|host| host.hypervisor.as_ref()).map(|at| at.value);
+    let given = host.and_then(|host| host.hypervisor.as_ref());
     RecipeHost {
-        hypervisor: given.unwrap_or(HypervisorChoice::Auto),
+        hypervisor: given.map_or(HypervisorChoice::Auto, |at| at.first()),
+        further: given.into_iter().flat_map(|at| at.further()).filter_map(|it| it.kind()).collect(),
         ssh: host.and_then(|host| host.ssh.as_ref()).map(|at| at.value.clone()),
         host_key: host.and_then(|host| host.host_key.clone()),
     }
@@ -116,6 +118,18 @@ impl Check<'_> {
             self.refuse(end..end, "the recipe has no guest", "add a `[[guest]]` table");
         }
         tables.name.as_ref().map(|at| at.value.clone())
+    }
+
+    /// Refuses a list of hypervisors in which one is to be chosen.
+    fn l0(&mut self, tables: &RecipeTable) {
+        let given = tables.host.as_ref().and_then(|host| host.hypervisor.as_ref());
+        if let Some(at) = given
+            && at.contains(HypervisorChoice::Auto)
+            && !at.further().is_empty()
+        {
+            let message = "`auto` chooses one hypervisor, and this is a list";
+            self.refuse(at.span(), message, "name them: `[\"virtualbox\", \"qemu\"]`");
+        }
     }
 
     fn patience(&mut self, tables: &RecipeTable) -> f64 {

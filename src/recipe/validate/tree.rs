@@ -64,10 +64,24 @@ impl Check<'_> {
     /// Checks a guest against what runs it.
     fn on_its_host(&mut self, host: &RecipeHost, drafted: &Drafted, parent: Option<&Guest>) {
         let guest = &drafted.guest;
-        let (runs_on, by) = match parent {
-            None => (host.hypervisor.kind(), L0),
-            Some(parent) => (parent.hypervisor, parent.name.as_str()),
+        let (there, by): (Vec<_>, _) = match parent {
+            None => (host.hypervisors().collect(), L0),
+            Some(parent) => (parent.hypervisors().collect(), parent.name.as_str()),
         };
+        let chosen = guest.runs_in.as_ref();
+        if let Some(at) = chosen
+            && !there.contains(&at.value)
+        {
+            let message =
+                format!("{} is to run in {}, which {by} does not have", *guest.name, at.value);
+            let both = "[\"virtualbox\", \"qemu\"]";
+            self.refuse(
+                at.span(),
+                message,
+                &format!("leave `runs-in` out, or give {by} both: `hypervisor = {both}`"),
+            );
+        }
+        let runs_on = chosen.map(|at| at.value).or(there.first().copied());
         if guest.level > MAX_LEVEL {
             let message = format!("{} would be at level {}", *guest.name, guest.level);
             self.refuse(
