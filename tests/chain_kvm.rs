@@ -16,14 +16,19 @@ use serde_json::Value;
 /// lab: l1 runs l2, `gateway` and `workstation`, and l2 runs l3.
 ///
 /// What differs from them: l1 has one CPU, since two of TCG's threads were seen to corrupt what runs in it
-/// (docs/evidence/two-cpus-in-l1.txt), and l2, which hosts nothing in `debian-in-kvm`, gets a hypervisor.
+/// (docs/evidence/two-cpus-in-l1.txt); l2, which hosts nothing in `debian-in-kvm`, gets a hypervisor, and a
+/// place in the network of the other two.
 fn recipe(folder: &Path) -> String {
     let debian_in_kvm = include_str!("../recipes/debian-in-kvm.toml");
     let l3 = guests(include_str!("../recipes/three-levels.toml"), "l3");
     let pair = guests(include_str!("../recipes/gateway-and-workstation.toml"), "gateway");
     let lab = change(debian_in_kvm, "name = \"debian-in-kvm\"", "name = \"kvm\"");
     let lab = change(&lab, "name = \"l1\"", "name = \"l1\"\ncpus = 1");
-    let lab = change(&lab, "name = \"l2\"", "name = \"l2\"\nhypervisor = \"qemu\"");
+    let lab = change(
+        &lab,
+        "name = \"l2\"",
+        "name = \"l2\"\nhypervisor = \"qemu\"\nnetworks = [\"inner\"]",
+    );
     write(folder, "kvm", &format!("{lab}\n{l3}\n{pair}"))
 }
 
@@ -57,7 +62,7 @@ fn kvm_in_kvm_runs_guests_that_reach_each_other_and_l1_is_l0_for_another_lab() {
     every_level_has_its_own_subnet_and_one_cpu(&nestlab);
     kvm_runs_l2(&nestlab);
     l3_answers_for_itself(&nestlab);
-    gateway_and_workstation_reach_each_other_by_name(&nestlab);
+    guests_of_one_network_reach_each_other_by_name(&nestlab);
     the_doctor_looks_into_every_level(&nestlab, &recipe);
     another_lab_is_built_on_l1_over_ssh(&nestlab, folder.path());
     nestlab.ok(&["destroy", "kvm", "--yes"]);
@@ -118,8 +123,8 @@ fn l3_answers_for_itself(nestlab: &Nestlab) {
     assert_eq!(told, emulated, "what runs and what was told differ: {qemu}");
 }
 
-fn gateway_and_workstation_reach_each_other_by_name(nestlab: &Nestlab) {
-    for (from, to) in [("gateway", "workstation"), ("workstation", "gateway")] {
+fn guests_of_one_network_reach_each_other_by_name(nestlab: &Nestlab) {
+    for (from, to) in [("gateway", "workstation"), ("workstation", "gateway"), ("gateway", "l2")] {
         let address = nestlab.guest("kvm", to)["networks"]["inner"].clone();
         let address = address.as_str().and_then(|it| it.strip_suffix("/24")).expect("an address");
         let ping = nestlab.way_in("kvm", &["l1", from]).sh(&format!("ping -c 3 {to}"));

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::look::Prober;
 use super::record::{Answered, Fixture, Probed, record};
 use super::survey::Survey;
-use super::{Finding, Needs, Verdict, run, worst};
+use super::{Finding, Needs, Stage, Verdict, require, run, worst};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::{Command, Exit, Host, Local, OnOutput, StdStream, Stream, StreamAddress};
@@ -204,8 +204,7 @@ async fn what_is_not_as_it_should_be_has_a_remedy() {
 
 #[tokio::test]
 async fn qubes_is_refused_unless_forced() {
-    let folder = hosts().into_iter().find(|folder| folder.ends_with("qubes")).expect("is there");
-    let host = Recorded::load(&folder);
+    let host = recorded("qubes");
     let refused = run(&host, &host.needs(), &host).await.expect("answers");
     let system = |findings: &[Finding]| {
         findings.iter().find(|finding| finding.id == "system").expect("always told").clone()
@@ -215,6 +214,51 @@ async fn qubes_is_refused_unless_forced() {
     let forced = Needs { force: true, ..host.needs() };
     let forced = run(&host, &forced, &host).await.expect("answers");
     assert_eq!(system(&forced).verdict, Verdict::Warn);
+}
+
+/// Returns the recorded host called `name`.
+fn recorded(name: &str) -> Recorded {
+    let folder = hosts().into_iter().find(|folder| folder.ends_with(name)).expect("is there");
+    Recorded::load(&folder)
+}
+
+#[tokio::test]
+async fn both_hypervisors_fit_only_where_kernel_and_virtualbox_share_the_processor() {
+    for (name, verdict) in [("debian-with-virtualbox", Verdict::Fail), ("qemu-tcg", Verdict::Ok)] {
+        let host = recorded(name);
+        let needs = Needs {
+            hypervisor: Some(HypervisorKind::VirtualBox),
+            further: vec![HypervisorKind::Qemu],
+            ..host.needs()
+        };
+        let findings = run(&host, &needs, &host).await.expect("answers");
+        let beside = findings.iter().find(|finding| finding.id == "kvm-and-virtualbox");
+        let beside = beside.expect("always told");
+        assert_eq!(beside.verdict, verdict, "{name}: {beside:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_is_to_become_a_host_is_not_asked_for_what_it_will_be_given() {
+    let needs = |stage| Needs {
+        hypervisor: Some(HypervisorKind::VirtualBox),
+        stage,
+        level: 1,
+        ..Needs::nothing("/")
+    };
+    let host = recorded("qemu-tcg");
+    let fixture = Fixture { probes: Default::default(), ..host.fixture.clone() };
+    let nothing = Recorded { fixture, ..host };
+    let reached = run(&nothing, &needs(Stage::Reached), &nothing).await.expect("answers");
+    assert!(worst(&reached) < Verdict::Fail, "{reached:?}");
+    let settled = run(&nothing, &needs(Stage::Settled), &nothing).await.expect("answers");
+    assert_eq!(worst(&settled), Verdict::Fail, "VirtualBox is not installed");
+
+    let host = recorded("virtualbox-without-nesting");
+    let reached = run(&host, &needs(Stage::Reached), &host).await.expect("answers");
+    let error = require(&reached).expect_err("neither svm nor vmx");
+    assert_eq!(error.kind(), Kind::HostCannot);
+    assert!(!error.hints().is_empty(), "{error:?}");
 }
 
 #[tokio::test]

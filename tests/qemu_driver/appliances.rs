@@ -6,6 +6,7 @@ use camino::Utf8Path;
 use nestlab::event::Feed;
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, Host, Local};
+use nestlab::hypervisor::spec::mac;
 use nestlab::hypervisor::{Hypervisor, Media};
 use nestlab::image::build::seed::{self, Seed};
 use nestlab::image::build::{self, BuildOptions};
@@ -25,8 +26,9 @@ struct Appliance {
 }
 
 impl Appliance {
-    /// Returns an appliance called `name` in these networks, not started yet.
-    async fn new(name: &str, networks: &[&str]) -> Self {
+    /// Returns an appliance called `name` in these networks, not started yet. In each it has an address of
+    /// which the last octet is given, and knows `two` by name.
+    async fn new(name: &str, networks: &[(&str, u8)]) -> Self {
         let store =
             Store::open(&Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("images")).expect("opens");
         let manifest = Manifest::shipped("appliance").expect("it is shipped");
@@ -38,17 +40,24 @@ impl Appliance {
         let key = || PrivateKey::random(&mut OsRng, Algorithm::Ed25519).expect("a key");
         let (login, host) = (key(), key());
         let volume = bench.spec.directory.join("seed.img");
+        let at = |last| std::net::Ipv4Addr::new(10, 9, 9, last);
+        let cards = networks.iter().map(|(network, last)| seed::Card {
+            network: (*network).to_owned(),
+            mac: mac(bench.spec.uuid(), network),
+            address: at(*last),
+        });
+        let two = seed::Neighbour { name: "two".parse().expect("a name"), address: at(2) };
         let seed = Seed {
             hostname: name.parse().expect("a name"),
             authorized_keys: vec![login.public_key().clone()],
             host_key: Some(host.clone()),
-            network: seed::Network::default(),
+            network: seed::Network { cards: cards.collect(), neighbours: vec![two] },
         };
         seed::write(&volume, &seed).expect("writes the seed");
         bench.spec.seed = Some(volume);
         bench.spec.memory = Mebibytes::new(256).expect("some");
         bench.spec.nested = true;
-        bench.spec.networks = networks.iter().map(|network| network.to_string()).collect();
+        bench.spec.networks = networks.iter().map(|(network, _)| (*network).to_owned()).collect();
         Appliance {
             bench,
             login: login.to_openssh(LineEnding::LF).expect("encodes").as_str().into(),
@@ -88,14 +97,15 @@ async fn read(host: &dyn Host, argv: &[&str]) -> String {
 async fn guests_of_one_network_reach_each_other_and_no_other_network() {
     let unique = std::process::id();
     let (lan, dmz) = (format!("nestlab-lan-{unique}"), format!("nestlab-dmz-{unique}"));
-    let one = Appliance::new("one", &[&lan]).await;
-    let two = Appliance::new("two", &[&lan]).await;
-    let other = Appliance::new("other", &[&dmz]).await;
+    let one = Appliance::new("one", &[(&lan, 1)]).await;
+    let two = Appliance::new("two", &[(&lan, 2)]).await;
+    let other = Appliance::new("other", &[(&dmz, 3)]).await;
     let hosts: [&dyn Host; 3] = [&one.up().await, &two.up().await, &other.up().await];
     for (host, address) in hosts.iter().zip(["10.9.9.1/24", "10.9.9.2/24", "10.9.9.3/24"]) {
-        read(*host, &["ip", "addr", "add", address, "dev", "eth1"]).await;
+        let cards = read(*host, &["ip", "addr", "show", "eth1"]).await;
+        assert!(cards.contains(address), "{address} is not in {cards}");
     }
-    read(hosts[0], &["ping", "-c", "2", "-W", "30", "10.9.9.2"]).await;
+    read(hosts[0], &["ping", "-c", "2", "-W", "30", "two"]).await;
     read(hosts[1], &["ping", "-c", "2", "-W", "30", "10.9.9.1"]).await;
     let lost = Command::from_argv(["ping", "-c", "1", "-W", "3", "10.9.9.3"]);
     assert!(!hosts[0].run(&lost).await.expect("runs").exit.success(), "the networks are one");

@@ -91,6 +91,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         output::print_json(&Answer { schema: 1, checks: &findings })?;
     } else {
         let all = globals.verbosity > 0;
+        if let Some(ssh) = recipe.as_ref().and_then(|recipe| recipe.host.ssh.as_ref()) {
+            output::print(&format!("L0 is {ssh}\n"))?;
+        }
         output::print(&table::draw(&findings, table::Look::of_stdout(), all))?;
     }
     let fails = needs.recipe.is_some() && preflight::worst(&findings) == Verdict::Fail;

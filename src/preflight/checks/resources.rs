@@ -22,7 +22,8 @@ pub(super) fn cpus(look: &Look, needs: &Needs) -> Finding {
         return not_applicable(id, "the number of cores is not told").from(source);
     };
     let resources = Resources { cores, ..abundant(needs) };
-    judge(id, needs, &resources, format!("{cores} cores"), |budget| {
+    let plural = if cores == Cpus::ONE { "" } else { "s" };
+    judge(id, needs, &resources, format!("{cores} core{plural}"), |budget| {
         let guests = budget.guests.iter();
         let guests: Vec<_> = guests.map(|g| format!("{} gets {}", g.name, g.cpus.value)).collect();
         guests.join(", ")
