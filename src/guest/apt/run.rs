@@ -64,8 +64,9 @@ pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transc
     Ok(reader.end(command.clone(), exit))
 }
 
-/// Reads the lines as they come.
-struct Reader<'a> {
+/// Reads what apt and dpkg write, line by line as it comes, and tells how far they are.
+#[derive(Debug)]
+pub struct Reader<'a> {
     feed: &'a Feed,
     total: Option<u64>,
     troubles: Vec<Trouble>,
@@ -73,12 +74,13 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(feed: &'a Feed) -> Self {
+    /// Returns a reader that tells `feed`.
+    pub fn new(feed: &'a Feed) -> Self {
         Reader { feed, total: None, troubles: Vec::new(), tail: VecDeque::new() }
     }
 
     /// Takes a line. dpkg separates the states of its progress with carriage returns.
-    fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         for part in line.split('\r').filter(|part| !part.trim().is_empty()) {
             match Status::parse(part) {
                 Some(status) => self.status(status),
@@ -90,7 +92,7 @@ impl<'a> Reader<'a> {
     fn status(&mut self, status: Status) {
         match status {
             Status::Download { what, percent } => match files(&what) {
-                Some((at, of)) => self.feed.item(at.saturating_sub(1), of, "downloading"),
+                Some((at, of)) => self.feed.item(at.saturating_sub(1).min(of), of, "downloading"),
                 None => self.feed.doing(format!("downloading, {percent:.0} %")),
             },
             Status::Package { what, percent, .. } => {
@@ -98,7 +100,7 @@ impl<'a> Reader<'a> {
                 // both: packages that are wholly installed would stand at none for most of the time.
                 let total = self.total.unwrap_or(100);
                 let done = (percent.clamp(0.0, 100.0) / 100.0 * total as f64) as u64;
-                self.feed.item(done, total, crate::event::printable(what_short(&what)));
+                self.feed.item(done.min(total), total, crate::event::printable(what_short(&what)));
             }
             Status::Failure { package, message } => {
                 let line = format!("{package}: {message}");
@@ -181,6 +183,28 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
                 "1/2 Installed nl-one",
             ]
         );
+    }
+
+    #[test]
+    fn progress_that_makes_no_sense_is_never_more_than_all() {
+        let feed = Feed::new(|event| match event {
+            Event::StepProgress { progress: Progress::Items { done, total, .. }, .. } => {
+                assert!(done <= total, "{done} of {total}");
+            }
+            Event::StepOutput { .. } => {}
+            other => panic!("{other:?}"),
+        });
+        let feed = feed.for_step("l1/upgrade");
+        let mut reader = Reader::new(&feed);
+        for line in [
+            "dlstatus:1:0.0:Retrieving file 9 of 2",
+            "9007199254740995 upgraded, 0 newly installed, 0 to remove and 0 not upgraded.",
+            "pmstatus:x:100.0:Installed x",
+            "pmstatus:x:inf:Installed x",
+            "pmstatus:x:nan:Installed x",
+        ] {
+            reader.line(line);
+        }
     }
 
     #[test]

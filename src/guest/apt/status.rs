@@ -46,7 +46,8 @@ impl Status {
 pub(super) fn summary(line: &str) -> Option<u64> {
     let counted = line.strip_suffix(" not upgraded.")?;
     let (work, _left_alone) = counted.rsplit_once(" and ")?;
-    work.split(", ").map(|part| part.split(' ').next()?.parse::<u64>().ok()).sum()
+    work.split(", ")
+        .try_fold(0_u64, |sum, part| sum.checked_add(part.split(' ').next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -108,6 +109,7 @@ mod tests {
             ),
             ("Reading package lists...", None),
             ("x upgraded, 2 newly installed and 4 not upgraded.", None),
+            ("18446744073709551615 upgraded, 2 newly installed and 4 not upgraded.", None),
         ] {
             assert_eq!(summary(line), count, "{line}");
         }

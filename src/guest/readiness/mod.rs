@@ -20,7 +20,7 @@ use crate::host::{Command, Host};
 use crate::hypervisor::{GuestSpec, Hypervisor, Power};
 use crate::recipe::Ready;
 use screen::Screen;
-use serial::Serial;
+pub use serial::Serial;
 
 /// How long a guest may show no sign of life while it boots, on bare metal.
 const SILENCE: Duration = Duration::from_secs(120);

@@ -20,15 +20,16 @@ tail -c "+$2" -- "$1" | head -c 1048576
 
 /// Reads the console as it grows.
 #[derive(Debug)]
-pub(super) struct Serial {
+pub struct Serial {
     pattern: Regex,
     read: u64,
-    line: String,
+    line: Vec<u8>,
 }
 
 impl Serial {
-    pub(super) fn new(pattern: Regex) -> Self {
-        Serial { pattern, read: 0, line: String::new() }
+    /// Returns a reader that looks for a line that `pattern` matches.
+    pub fn new(pattern: Regex) -> Self {
+        Serial { pattern, read: 0, line: Vec::new() }
     }
 
     /// Looks at what was written since the last look.
@@ -44,7 +45,7 @@ impl Serial {
         Ok(match found {
             Some(line) => Look::Up(Evidence::Serial { line }),
             None => Look::Waiting {
-                what: match self.line.trim() {
+                what: match String::from_utf8_lossy(&self.line).trim() {
                     "" => "waiting for its serial console".to_owned(),
                     last => format!("waiting for its serial console: {}", shortened(last)),
                 },
@@ -53,8 +54,12 @@ impl Serial {
         })
     }
 
-    /// Takes the log's size and its next bytes, and returns the first line that matches.
-    fn take(&mut self, size: &[u8], bytes: &[u8]) -> Result<Option<String>> {
+    /// Takes the log's size as it was printed and its next bytes, and returns the first line that matches,
+    /// made safe for a terminal.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`](crate::Kind) if `size` is no number.
+    pub fn take(&mut self, size: &[u8], bytes: &[u8]) -> Result<Option<String>> {
         let size: u64 = String::from_utf8_lossy(size)
             .trim()
             .parse()
@@ -66,23 +71,20 @@ impl Serial {
             return Ok(None);
         }
         self.read += bytes.len() as u64;
-        self.line.push_str(&String::from_utf8_lossy(bytes));
-        while let Some(end) = self.line.find('\n') {
-            let line: String = self.line.drain(..=end).collect();
-            if let Some(found) = self.matching(&line) {
-                return Ok(Some(found));
-            }
-        }
-        // A login prompt ends without a newline.
-        let found = self.matching(&self.line);
+        self.line.extend_from_slice(bytes);
+        // What stands behind the last newline; a login prompt ends without one.
+        let last = self.line.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let found =
+            self.line.split_inclusive(|byte| *byte == b'\n').find_map(|line| self.matching(line));
+        self.line.drain(..last);
         if self.line.len() > LONGEST_LINE {
             self.line.clear();
         }
         Ok(found)
     }
 
-    fn matching(&self, line: &str) -> Option<String> {
-        let line = printable(line.trim_end());
+    fn matching(&self, line: &[u8]) -> Option<String> {
+        let line = printable(String::from_utf8_lossy(line).trim_end());
         self.pattern.is_match(&line).then_some(line)
     }
 }
@@ -120,6 +122,23 @@ mod tests {
         assert_eq!(take(&mut serial, "booting\nl2 rea"), None);
         assert_eq!(take(&mut serial, "dy: 1 c"), None);
         assert_eq!(take(&mut serial, "pu\n"), Some("l2 ready: 1 cpu".to_owned()));
+    }
+
+    #[test]
+    fn a_letter_of_several_bytes_may_arrive_in_pieces() {
+        let (mut serial, line) = (serial("^bereit für dich$"), "bereit für dich\n".as_bytes());
+        let (first, second) = line.split_at(9);
+        assert_eq!(serial.take(b"9", first).expect("a size"), None);
+        assert!(serial.take(b"17", second).expect("a size").is_some());
+    }
+
+    #[test]
+    fn a_guest_that_writes_nothing_but_newlines_costs_no_time() {
+        let (mut serial, newlines) = (serial("never"), vec![b'\n'; 1 << 20]);
+        let began = std::time::Instant::now();
+        assert_eq!(serial.take(b"1048576", &newlines).expect("a size"), None);
+        // Moving the rest after every line would take a minute.
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]

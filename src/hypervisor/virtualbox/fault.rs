@@ -129,7 +129,7 @@ pub(crate) fn fault(output: &Output) -> Option<Fault> {
 
 /// Returns what `text`, a message or the lines of a log, means: by a VERR token, else by a phrase,
 /// else by a COM code.
-pub(crate) fn fault_in(text: &str) -> Option<Fault> {
+pub fn fault_in(text: &str) -> Option<Fault> {
     let lower = text.to_ascii_lowercase();
     let listed = |table: &[(&str, Fault)], text: &str| {
         table.iter().find(|(token, _)| has(text, token)).map(|(_, fault)| *fault)

@@ -11,7 +11,7 @@ pub mod former;
 mod log;
 mod machine;
 mod manage;
-mod parse;
+pub mod parse;
 mod ports;
 pub mod remedies;
 mod settings;

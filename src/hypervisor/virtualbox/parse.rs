@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// A VM as a line of `list vms` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listed {
+pub struct Listed {
     /// Its name; two VMs may have the same. `<inaccessible>` if its settings file cannot be read.
     pub name: String,
     /// Its UUID, without braces, in lower case.
@@ -13,7 +13,7 @@ pub(crate) struct Listed {
 
 impl Listed {
     /// Returns whether its settings file cannot be read.
-    pub(crate) fn is_inaccessible(&self) -> bool {
+    pub fn is_inaccessible(&self) -> bool {
         self.name == "<inaccessible>"
     }
 }
@@ -23,7 +23,7 @@ impl Listed {
 ///
 /// A warning is a line that starts with `WARNING:` and the blank or indented lines after it. No answer
 /// of VBoxManage itself starts like that.
-pub(crate) fn without_warnings(stdout: &str) -> &str {
+pub fn without_warnings(stdout: &str) -> &str {
     let mut rest = stdout;
     while rest.starts_with("WARNING:") {
         rest = after_line(rest);
@@ -40,7 +40,7 @@ fn after_line(text: &str) -> &str {
 
 /// Returns the VMs of `list vms`. Names are not escaped there, so that a line counts as an entry's end
 /// when it ends with a quote and a UUID in braces.
-pub(crate) fn list_vms(text: &str) -> Vec<Listed> {
+pub fn list_vms(text: &str) -> Vec<Listed> {
     let mut listed = Vec::new();
     let mut entry = String::new();
     for line in text.lines() {
@@ -66,7 +66,7 @@ fn list_entry(entry: &str) -> Option<Listed> {
 
 /// Returns the settings files of the VMs in `list --long vms`, by UUID; also of those whose file cannot
 /// be read, which nothing else tells.
-pub(crate) fn settings_files(text: &str) -> BTreeMap<String, String> {
+pub fn settings_files(text: &str) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut uuid = None;
     for line in text.lines() {
@@ -88,7 +88,7 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 
 /// Returns the `Name: value` lines of an answer such as `list hostinfo` or `showmediuminfo`; of a name
 /// that comes twice the first.
-pub(crate) fn fields(text: &str) -> BTreeMap<String, String> {
+pub fn fields(text: &str) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
     for line in text.lines() {
         if let Some((name, value)) = line.split_once(':') {
@@ -99,17 +99,17 @@ pub(crate) fn fields(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Returns the paths of the media in `list hdds` or `list dvds`.
-pub(crate) fn media(text: &str) -> Vec<String> {
+pub fn media(text: &str) -> Vec<String> {
     text.lines().filter_map(|line| field(line, "Location")).map(str::to_owned).collect()
 }
 
 /// Returns the capacity that `showmediuminfo` tells, in MiB, which it calls MBytes.
-pub(crate) fn capacity_mib(text: &str) -> Option<u64> {
+pub fn capacity_mib(text: &str) -> Option<u64> {
     fields(text).get("Capacity")?.strip_suffix(" MBytes")?.trim().parse().ok()
 }
 
 /// Returns the value that `getextradata` or `guestproperty get` answered; `None` for `No value set!`.
-pub(crate) fn value(text: &str) -> Option<String> {
+pub fn value(text: &str) -> Option<String> {
     let value = text.strip_prefix("Value: ").or_else(|| text.strip_prefix("Value:"))?;
     Some(value.trim_end_matches(['\r', '\n']).to_owned())
 }
@@ -121,7 +121,7 @@ pub(crate) fn value(text: &str) -> Option<String> {
 /// - What belongs to a network adapter but does not say to which gets its number: `mtu1`.
 /// - A port forward `Forwarding(0)="ssh,tcp,127.0.0.1,2222,,22"` becomes
 ///   `natpf1/ssh` = `tcp,127.0.0.1,2222,,22`.
-pub(crate) fn machine_readable(text: &str) -> BTreeMap<String, String> {
+pub fn machine_readable(text: &str) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let mut adapter = String::new();
     let mut rest = text;

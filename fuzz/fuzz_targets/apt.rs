@@ -1,0 +1,26 @@
+//! What apt and dpkg write, a line at a time: what is told of it is progress that makes sense, in text
+//! that cannot drive a terminal.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use nestlab::event::{Event, Feed, Progress};
+use nestlab::guest::apt::Reader;
+
+fuzz_target!(|data: &str| {
+    let feed = Feed::new(|event| match event {
+        Event::StepProgress { progress: Progress::Items { done, total, item }, .. } => {
+            assert!(done <= total && is_plain(&item), "{done} of {total}: {item:?}");
+        }
+        Event::StepProgress { progress: Progress::Doing { what }, .. } => assert!(is_plain(&what)),
+        Event::StepOutput { line, .. } => assert!(is_plain(&line), "{line:?}"),
+        other => panic!("apt's output tells of {other:?}"),
+    });
+    let feed = feed.for_step("l1/upgrade");
+    let mut reader = Reader::new(&feed);
+    data.lines().for_each(|line| reader.line(line));
+});
+
+/// Whether `text` is one line that does nothing to a terminal.
+fn is_plain(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() && c != '\t')
+}
