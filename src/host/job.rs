@@ -23,7 +23,7 @@ const OUT_OF_REACH: Duration = Duration::from_secs(120);
 /// The pause before a host that is out of reach is tried again; a host has a patience of its own besides.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
-/// How much of the output is kept for an error.
+/// How much is kept of the output, and of what is said about it.
 const TAIL: usize = 16 << 10;
 
 /// The longest line that is passed on in one piece.
@@ -47,11 +47,12 @@ pub type OnLine<'a> = &'a mut (dyn FnMut(&str) + Send);
 /// Runs `spec` on `host`, or attaches to it if it runs already, passes on the lines of its output (all of
 /// them, from the first on), and returns how it ended. A connection that drops is established again.
 ///
-/// A cancelled or dropped run leaves the job going; the next run takes it up again.
+/// A cancelled or dropped run leaves the job going; the next run takes it up again. One that was lost before
+/// that is started anew.
 ///
 /// # Errors
-/// [`Kind::Failed`] if the job could not be started, has stalled, or is lost: its process died without a
-/// result, or the host was rebooted under it. [`Kind::Unreachable`] if the host stays out of reach,
+/// [`Kind::Failed`] if the job could not be started, has stalled, or is lost meanwhile: its process died
+/// without a result, or the host was rebooted under it. [`Kind::Unreachable`] if the host stays out of reach,
 /// [`Kind::Interrupted`] if `cancel` fires.
 pub async fn run(
     host: &dyn Host,
@@ -109,7 +110,8 @@ impl<'a> Job<'a> {
         let mut out_of_reach: Option<Instant> = None;
         loop {
             match self.attempt(&mut progress).await {
-                Ok(fate) => return self.judge(fate, &progress.tail),
+                Ok(Some(fate)) => return self.judge(fate, &progress.tail),
+                Ok(None) => progress.start_anew(),
                 Err(error) if error.kind() == Kind::Unreachable => {
                     if std::mem::take(&mut progress.in_reach) {
                         out_of_reach = None;
@@ -125,9 +127,10 @@ impl<'a> Job<'a> {
     }
 
     /// Starts the job, follows it and removes it; goes on from where an attempt before was cut short.
-    async fn attempt(&self, progress: &mut Progress<'_>) -> Result<Fate> {
+    /// `None`: what was there was lost before, and is gone now.
+    async fn attempt(&self, progress: &mut Progress<'_>) -> Result<Option<Fate>> {
         if !progress.started {
-            self.start().await?;
+            progress.attached = self.start().await?;
             progress.started = true;
         }
         if progress.fate.is_none() {
@@ -136,7 +139,12 @@ impl<'a> Job<'a> {
         }
         // A result that stays would be taken for that of the next run.
         self.stop().await?;
-        progress.fate.take().ok_or_else(|| Error::internal("a job ended without a fate"))
+        let fate = progress.fate.take();
+        let fate = fate.ok_or_else(|| Error::internal("a job ended without a fate"))?;
+        Ok(match fate {
+            Fate::Lost(_) if progress.attached => None,
+            fate => Some(fate),
+        })
     }
 
     fn judge(&self, fate: Fate, tail: &[u8]) -> Result<Exit> {
@@ -154,7 +162,8 @@ impl<'a> Job<'a> {
         Err(failed.tail(tail))
     }
 
-    async fn start(&self) -> Result<()> {
+    /// Starts it, and returns whether it was there already.
+    async fn start(&self) -> Result<bool> {
         let command = &self.spec.command;
         let envs = command.envs().iter().map(|(name, value)| format!("{name}={value}"));
         let start = self
@@ -164,7 +173,7 @@ impl<'a> Job<'a> {
             .arg("--")
             .args(command.argv_on(self.host.is_root()))
             .stdin(command.input());
-        self.host.check(&start).await.map(drop)
+        Ok(self.host.check(&start).await?.text().trim() == "attached")
     }
 
     /// Passes on the output from where it was left, until the job is over.
@@ -175,7 +184,7 @@ impl<'a> Job<'a> {
         let mut on_output = |stream: StdStream, bytes: &[u8]| match stream {
             StdStream::Err => {
                 progress.in_reach = true;
-                said.extend_from_slice(bytes);
+                keep_tail(&mut said, bytes);
             }
             StdStream::Out => {
                 progress.take(bytes);
@@ -228,6 +237,12 @@ async fn unless_silent<T>(
     }
 }
 
+/// Adds `bytes` to `tail`, which keeps no more than its end.
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    tail.drain(..tail.len().saturating_sub(TAIL));
+}
+
 /// Reads what [`script::FOLLOW`] says in the end.
 fn fate(said: &[u8]) -> Option<Fate> {
     let text = String::from_utf8_lossy(said);
@@ -251,6 +266,8 @@ fn fate(said: &[u8]) -> Option<Fate> {
 struct Progress<'a> {
     on_line: OnLine<'a>,
     started: bool,
+    /// Whether it was there before this run started it.
+    attached: bool,
     fate: Option<Fate>,
     /// Whether the host was heard since this was last set to false.
     in_reach: bool,
@@ -265,6 +282,7 @@ impl<'a> Progress<'a> {
         Progress {
             on_line,
             started: false,
+            attached: false,
             fate: None,
             in_reach: false,
             offset: 0,
@@ -273,11 +291,15 @@ impl<'a> Progress<'a> {
         }
     }
 
+    fn start_anew(&mut self) {
+        (self.started, self.attached, self.offset) = (false, false, 0);
+        self.tail.clear();
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         self.offset += bytes.len() as u64;
         self.in_reach = true;
-        self.tail.extend_from_slice(bytes);
-        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
+        keep_tail(&mut self.tail, bytes);
         for &byte in bytes {
             // What draws a progress bar ends its lines with a carriage return.
             if matches!(byte, b'\n' | b'\r') || self.line.len() >= LONGEST_LINE {
@@ -396,6 +418,21 @@ mod tests {
         assert!(lost.message().contains("was lost"), "{lost:?}");
         assert_eq!((lines, lost.output_tail()), (vec!["before".to_owned()], Some("before")));
         assert!(run_here(&spec).await.0.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_was_lost_before_this_run_is_started_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let spec = spec(&directory, "x", "echo again");
+        let folder = spec.directory.join("x");
+        fs_err::create_dir_all(&folder).unwrap();
+        // As a job leaves it whose machine was switched off under it.
+        fs_err::write(folder.join("job"), "1 1 another-boot\n").unwrap();
+        fs_err::write(folder.join("output"), "before\n").unwrap();
+        let (exit, lines) = run_here(&spec).await;
+        assert!(exit.unwrap().success());
+        assert_eq!(lines, ["before", "again"]);
+        assert!(is_empty(&spec));
     }
 
     #[tokio::test]

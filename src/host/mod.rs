@@ -20,13 +20,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 pub use command::{Command, Exit, Output, Stdin};
 pub use local::Local;
 pub use patience::Patience;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Feed;
+
+/// The most bytes that `run` keeps of either output.
+const MOST_OUTPUT: usize = 64 << 20;
 
 /// An address to connect to, as the host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -103,16 +107,40 @@ pub type HostRef = Arc<dyn Host>;
 
 impl dyn Host + '_ {
     /// Runs `command` and returns its output and how it ended, success or not.
+    ///
+    /// # Errors
+    /// As [`Host::run_streaming`], and [`Kind::Failed`](crate::Kind) once it has written more than
+    /// 64 MiB: what is kept in memory, a guest must not fill.
     pub async fn run(&self, command: &Command) -> Result<Output> {
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
-        let exit = self
-            .run_streaming(command, &mut |stream, bytes| match stream {
-                StdStream::Out => stdout.extend_from_slice(bytes),
-                StdStream::Err => stderr.extend_from_slice(bytes),
-            })
-            .await?;
-        Ok(Output { exit, stdout, stderr })
+        let flooded = CancellationToken::new();
+        let mut keep = |stream, bytes: &[u8]| {
+            let kept = match stream {
+                StdStream::Out => &mut stdout,
+                StdStream::Err => &mut stderr,
+            };
+            if kept.len() + bytes.len() > MOST_OUTPUT {
+                flooded.cancel();
+            } else {
+                kept.extend_from_slice(bytes);
+            }
+        };
+        let exit = tokio::select! {
+            biased;
+            () = flooded.cancelled() => None,
+            exit = self.run_streaming(command, &mut keep) => Some(exit?),
+        };
+        match exit {
+            Some(exit) if !flooded.is_cancelled() => Ok(Output { exit, stdout, stderr }),
+            _ => Err(Error::failed(format!(
+                "{} wrote more than {} MiB and was ended",
+                command.argv()[0],
+                MOST_OUTPUT >> 20
+            ))
+            .on(self.name())
+            .tried(command.argv().iter().cloned())),
+        }
     }
 
     /// Runs `command`; anything but exit code 0 is a [`Kind::Failed`](crate::Kind) error that names

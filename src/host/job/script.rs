@@ -24,12 +24,12 @@ is_over() {
     };
 }
 
-/// Starts a detached shell that runs the script `$2` with the arguments behind it, unless there is a job
-/// already, and waits until there is one. Standard input is the job's.
+/// Starts a detached shell that runs the script `$2` with the arguments behind it, and waits until there is a
+/// job; says `attached` if there was one already. Standard input is the job's.
 pub(super) const START: &str = r#"old=$(umask); umask 077
 d=$1 script=$2; shift 2
 mkdir -p -- "$d" || exit
-[ -e "$d/job" ] && exit 0
+[ -e "$d/job" ] && { echo attached; exit 0; }
 command -v setsid >/dev/null || { echo "setsid is not there" >&2; exit 1; }
 cat > "$d/input.$$" && mv -f -- "$d/input.$$" "$d/input" || exit
 umask "$old"

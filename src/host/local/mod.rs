@@ -104,6 +104,13 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_command_that_writes_without_end_is_ended_and_costs_one_error() {
+        let error = host().run(&Command::new("yes")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Failed);
+        assert!(error.message().contains("yes wrote more than 64 MiB"), "{error}");
+    }
+
+    #[tokio::test]
     async fn both_outputs_are_read_however_much_is_written_to_either_first() {
         let flood = "head -c 8388608 /dev/zero >&2; head -c 8388609 /dev/zero; echo end >&2";
         let output = host().run(&shell(flood)).await.unwrap();
