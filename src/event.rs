@@ -4,11 +4,11 @@
 //! An event holds plain data. How it looks is the business of `report`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Kind, Problem};
+use crate::error::{Kind, Problem, Result};
 
 /// Something that happened. Serialized, it is one line of `up --json`; fields are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -214,6 +214,31 @@ impl Feed {
         Feed { sink: self.sink.clone(), step: Some(id.into()) }
     }
 
+    /// Does `work` as the step `id`, and tells that it begins, `why`, and how it ended. `work` gets the feed
+    /// for that step.
+    pub async fn step<T>(
+        &self,
+        id: &str,
+        title: &str,
+        why: &str,
+        work: impl AsyncFnOnce(&Feed) -> Result<T>,
+    ) -> Result<T> {
+        let began = Instant::now();
+        let (step, title) = (id.to_owned(), title.to_owned());
+        let started =
+            Event::StepStarted { step: step.clone(), title: title.clone(), why: why.to_owned() };
+        self.send(started);
+        let done = work(&self.for_step(id)).await;
+        self.send(match &done {
+            Ok(_) => Event::StepDone { step, title, millis: millis(began.elapsed()) },
+            Err(error) if error.kind() == Kind::Interrupted => {
+                Event::StepInterrupted { step, title }
+            }
+            Err(error) => Event::StepFailed { step, title, failure: Failure::from(error) },
+        });
+        done
+    }
+
     /// Sends an event as it is.
     pub fn send(&self, event: Event) {
         (self.sink)(event);
@@ -296,6 +321,33 @@ mod tests {
         let safe = printable(evil);
         assert!(!safe.chars().any(|c| c.is_control() || c == '\u{202e}'), "{safe:?}");
         assert!(safe.contains("hi") && safe.contains("there"));
+    }
+
+    #[tokio::test]
+    async fn a_step_is_told_from_its_begin_to_its_end_whatever_the_end() {
+        let (told, listener) = std::sync::mpsc::channel();
+        let feed = Feed::new(move |event| told.send(event).expect("is listened to"));
+        let outcomes = [
+            Ok(()),
+            Err(crate::Error::new(Kind::Interrupted, "interrupted")),
+            Err(crate::Error::failed("no")),
+        ];
+        for outcome in outcomes {
+            let _ = feed
+                .step("l1/stop", "stop l1", "it runs", async move |feed| {
+                    feed.doing("waiting");
+                    outcome
+                })
+                .await;
+        }
+        drop(feed);
+        let ends = ["step-done", "step-interrupted", "step-failed"];
+        let expected = ends.map(|end| ["step-started", "step-progress", end]).concat();
+        let kinds = listener.iter().map(|event| {
+            assert_eq!(event.step(), Some("l1/stop"));
+            serde_json::to_value(&event).expect("serializes")["event"].clone()
+        });
+        assert_eq!(kinds.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use camino::Utf8PathBuf;
 use super::Globals;
 use super::session::{Session, Told};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Event, Failure, millis};
+use crate::event::Feed;
 use crate::host::Host as _;
 use crate::recipe::LabName;
 
@@ -40,18 +40,11 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let host = session.machines.enter(guest).await?;
     let told = Told::begin(globals, None)?;
     let (step, title) = (format!("{guest}/cp"), format!("copy {} to {}", args.from, args.to));
-    let feed = told.feed.for_step(&step);
-    let why = String::new();
-    told.feed.send(Event::StepStarted { step: step.clone(), title: title.clone(), why });
-    let began = std::time::Instant::now();
-    let copied = match &work {
-        Work::In { from, to } => host.put(from, to, mode(from)?, &feed).await,
-        Work::Out { from, to } => host.get(from, to, &feed).await,
+    let copy = async |feed: &Feed| match &work {
+        Work::In { from, to } => host.put(from, to, mode(from)?, feed).await,
+        Work::Out { from, to } => host.get(from, to, feed).await,
     };
-    told.feed.send(match &copied {
-        Ok(()) => Event::StepDone { step, title, millis: millis(began.elapsed()) },
-        Err(error) => Event::StepFailed { step, title, failure: Failure::from(error) },
-    });
+    let copied = told.feed.step(&step, &title, "", copy).await;
     told.end();
     copied.map(|()| ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Globals;
 use super::session::{Session, Told, command_line};
 use crate::error::{Kind, Result};
-use crate::event::{Event, Failure, Level, millis};
+use crate::event::{Feed, Level};
 use crate::hypervisor::{Power, Stop};
 use crate::lab::Ledger;
 use crate::recipe::LabName;
@@ -50,7 +50,6 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 
 async fn stop(session: &Session, name: &str, ledger: &Ledger, told: &Told) -> Result<()> {
     let seat = session.machines.seat(name).await?;
-    let (step, title) = (format!("{name}/stop"), format!("stop {name}"));
     match seat.inspect().await?.map(|actual| actual.power) {
         None | Some(Power::Off | Power::Saved) => {
             told.feed.notice(Level::Info, format!("{name} is off"));
@@ -58,23 +57,12 @@ async fn stop(session: &Session, name: &str, ledger: &Ledger, told: &Told) -> Re
         }
         Some(_) => {}
     }
-    let began = std::time::Instant::now();
-    let (why, feed) = ("it runs".to_owned(), told.feed.for_step(&step));
-    told.feed.send(Event::StepStarted { step: step.clone(), title: title.clone(), why });
     let grace = Stop::Graceful(session.machines.patience(name).await?.limit(GRACE));
-    let spec = &seat.machine.spec;
-    let done = seat.hypervisor.stop(&*seat.host, spec, grace, &feed).await;
-    match done {
-        Ok(()) => {
-            ledger.stopped(name).await?;
-            session.machines.forget(name).await;
-            told.feed.send(Event::StepDone { step, title, millis: millis(began.elapsed()) });
-            Ok(())
-        }
-        Err(error) => {
-            let failure = Failure::from(&error);
-            told.feed.send(Event::StepFailed { step, title, failure });
-            Err(error)
-        }
-    }
+    let stop = async |feed: &Feed| {
+        seat.hypervisor.stop(&*seat.host, &seat.machine.spec, grace, feed).await?;
+        ledger.stopped(name).await?;
+        session.machines.forget(name).await;
+        Ok(())
+    };
+    told.feed.step(&format!("{name}/stop"), &format!("stop {name}"), "it runs", stop).await
 }

@@ -9,10 +9,10 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use super::session::Told;
 use super::{Globals, output};
-use crate::engine::signals::{Running, Signals};
 use crate::error::{Error, Result};
-use crate::event::{Event, Feed, millis};
+use crate::event::Feed;
 use crate::image::build::mirror::Mirror;
 use crate::image::build::{BuildOptions, build};
 use crate::image::manifest::{Manifest, Version, shipped_names};
@@ -20,7 +20,7 @@ use crate::image::proof::{Proven, Times};
 use crate::image::store::{Provenance, Prune, Store, VerifiedImage};
 use crate::image::update::{self, Update};
 use crate::image::{Beside, FetchOptions, ImageFormat, fetch, verify_file};
-use crate::report::{Reporter, Style, words};
+use crate::report::words;
 
 /// List, fetch, verify and update the images that guests are made from
 #[derive(Debug, clap::Args)]
@@ -216,28 +216,13 @@ async fn watched<T>(
     title: String,
     work: impl AsyncFnOnce(&Feed, &CancellationToken) -> Result<T>,
 ) -> Result<T> {
-    let style = Style {
-        json: false,
-        quiet: globals.quiet || globals.json,
-        verbose: globals.verbosity > 0,
-        no_progress: !globals.progress,
-        color: globals.color.into(),
-    };
-    let reporter = Reporter::new(style, None);
-    let running = Running::default();
-    let feed = running.watch(reporter.feed());
-    let leave = reporter.clone();
-    let signals = Signals::listen(feed.clone(), running, move || leave.leave())?;
-    let step = "image".to_owned();
-    let started = std::time::Instant::now();
-    let why = "asked for".to_owned();
-    feed.send(Event::StepStarted { step: step.clone(), title: title.clone(), why });
-    let done = work(&feed.for_step(&step), &signals.cancel()).await;
-    if done.is_ok() {
-        feed.send(Event::StepDone { step, title, millis: millis(started.elapsed()) });
-    }
-    // The caller tells the error itself.
-    reporter.leave();
+    let told = Told::aside(globals)?;
+    let cancel = told.cancel();
+    let done = told
+        .feed
+        .step("image", &title, "asked for", async |feed: &Feed| work(feed, &cancel).await)
+        .await;
+    told.end();
     done
 }
 

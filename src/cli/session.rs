@@ -87,7 +87,18 @@ pub(super) struct Told {
 impl Told {
     /// Begins to tell, into `log` too if there is one, and to listen for signals.
     pub(super) fn begin(globals: &Globals, log: Option<RunLog>) -> Result<Self> {
-        let reporter = Reporter::new(style(globals), log);
+        Told::in_style(style(globals), log)
+    }
+
+    /// Begins to tell a person, for a command that answers with one JSON object: a program is told nothing
+    /// on the way.
+    pub(super) fn aside(globals: &Globals) -> Result<Self> {
+        let quiet = globals.quiet || globals.json;
+        Told::in_style(Style { json: false, quiet, ..style(globals) }, None)
+    }
+
+    fn in_style(style: Style, log: Option<RunLog>) -> Result<Self> {
+        let reporter = Reporter::new(style, log);
         let running = Running::default();
         let feed = running.watch(reporter.feed());
         let leave = reporter.clone();

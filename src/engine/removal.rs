@@ -1,9 +1,11 @@
 //! Removes what a lab made, at every level that still answers, and says what it could not reach.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
-use crate::event::{Event, Failure, Feed, millis};
+use crate::event::Feed;
 use crate::lab::{Entry, Journal, Resource};
 use crate::plan::Remover;
 
@@ -36,7 +38,8 @@ impl Removal {
 }
 
 /// Removes what the journal names, the newest first, and records each removal. What fails does not
-/// keep the rest from going; what was on a guest is gone once the guest's VM is.
+/// keep the rest from going. What is on a guest goes with the guest's VM, without asking the guest, which
+/// may hang; only if that VM cannot be removed does each thing on it go by itself.
 pub async fn remove_all(
     journal: &Journal,
     remover: &dyn Remover,
@@ -44,20 +47,20 @@ pub async fn remove_all(
     cancel: &CancellationToken,
 ) -> Removal {
     let mut removal = Removal::default();
-    for resource in journal.resources() {
+    let mut waiting = VecDeque::from(outermost_first(journal.resources()));
+    while let Some(resource) = waiting.pop_front() {
         if cancel.is_cancelled() {
             let error = Error::new(Kind::Interrupted, "interrupted")
                 .hint("run the same destroy again to go on");
             removal.left.push((resource, error));
             continue;
         }
-        match remove_one(journal, remover, &resource, feed).await {
+        let inside = inside_of(&resource, &waiting);
+        match remove_one(journal, remover, &resource, &inside, feed).await {
             Ok(()) => {
-                let carried = resource.carries().map(str::to_owned);
+                waiting.retain(|resource| !inside.contains(resource));
+                removal.removed.extend(inside);
                 removal.removed.push(resource);
-                if let Some(guest) = carried {
-                    gone_with(journal, &mut removal, &guest).await;
-                }
             }
             Err(error) => removal.left.push((resource, error)),
         }
@@ -65,49 +68,49 @@ pub async fn remove_all(
     removal
 }
 
+/// Orders things by how many of the VMs among them they are inside of; those of one depth stay in order.
+fn outermost_first(mut resources: Vec<Resource>) -> Vec<Resource> {
+    let hosts: BTreeMap<String, String> = resources
+        .iter()
+        .filter_map(|vm| Some((vm.carries()?.to_owned(), vm.host().to_owned())))
+        .collect();
+    resources.sort_by_key(|resource| {
+        let around = std::iter::successors(hosts.get(resource.host()), |host| hosts.get(*host));
+        // A journal that says that a guest is inside itself is no reason to go on for ever.
+        around.take(hosts.len()).count()
+    });
+    resources
+}
+
+/// Removes `resource`, a VM with what is `inside` of it.
 async fn remove_one(
     journal: &Journal,
     remover: &dyn Remover,
     resource: &Resource,
+    inside: &[Resource],
     feed: &Feed,
 ) -> Result<()> {
-    let began = std::time::Instant::now();
     let (step, title) = (format!("remove/{resource}"), format!("remove {resource}"));
-    let feed = feed.for_step(&step);
-    feed.send(Event::StepStarted {
-        step: step.clone(),
-        title: title.clone(),
-        why: "the lab made it".to_owned(),
-    });
-    let removed = remover.remove(resource, &feed).await;
-    match &removed {
-        Ok(()) => {
-            feed.send(Event::StepDone { step, title, millis: millis(began.elapsed()) });
-        }
-        Err(error) => {
-            feed.send(Event::StepFailed { step, title, failure: Failure::from(error) });
-        }
+    let remove = async |feed: &Feed| remover.remove(resource, feed).await;
+    feed.step(&step, &title, "the lab made it", remove).await?;
+    // The VM comes last: as long as it is recorded, what is recorded inside of it can be removed with it.
+    for gone in inside.iter().chain([resource]) {
+        journal.append(Entry::Removed { resource: gone.clone() }).await?;
     }
-    removed?;
-    journal.append(Entry::Removed { resource: resource.clone() }).await
+    Ok(())
 }
 
-/// Takes from what is left all that was on `guest`, at any depth: its VM is gone, and its disk.
-async fn gone_with(journal: &Journal, removal: &mut Removal, guest: &str) {
-    let mut guests = vec![guest.to_owned()];
+/// Returns what of `others` goes with `resource`, if that is a VM: what is on the guest, at any depth.
+fn inside_of(resource: &Resource, others: &VecDeque<Resource>) -> Vec<Resource> {
+    let mut guests: Vec<&str> = resource.carries().into_iter().collect();
+    let mut inside: Vec<Resource> = Vec::new();
     while let Some(guest) = guests.pop() {
-        let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut removal.left)
-            .into_iter()
-            .partition(|(resource, _)| resource.host() == guest);
-        removal.left = left;
-        for (resource, _) in gone {
-            match journal.append(Entry::Removed { resource: resource.clone() }).await {
-                Ok(()) => {
-                    guests.extend(resource.carries().map(str::to_owned));
-                    removal.removed.push(resource);
-                }
-                Err(error) => removal.left.push((resource, error)),
-            }
-        }
+        let on_it = others.iter().filter(|other| other.host() == guest && !inside.contains(other));
+        let on_it: Vec<&Resource> = on_it.collect();
+        guests.extend(on_it.iter().filter_map(|resource| resource.carries()));
+        inside.extend(on_it.into_iter().cloned());
     }
+    // The deepest first.
+    inside.reverse();
+    inside
 }

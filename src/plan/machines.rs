@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::blueprint::{Blueprint, Login, Machine};
 use crate::error::{Error, Kind, Result};
+use crate::faults;
 use crate::guest::readiness::Outside;
 use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use crate::host::{Host, HostRef, Patience};
@@ -97,7 +98,7 @@ impl Machines {
         if name == self.l0.name() {
             return Ok(self.l0.clone());
         }
-        Ok(self.enter(name).await?)
+        Ok(faults::host(self.enter(name).await?))
     }
 
     /// Returns `guest` as seen from the host that runs it.
@@ -108,7 +109,7 @@ impl Machines {
         let machine = self.blueprint.machine(guest)?;
         let host = match &machine.parent {
             None => self.l0.clone(),
-            Some(parent) => self.enter(parent.as_str()).await?,
+            Some(parent) => self.host(parent.as_str()).await?,
         };
         let hypervisor = self.driver(machine.outer);
         Ok(Seat { host, hypervisor, machine: machine.clone() })

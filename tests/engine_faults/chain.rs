@@ -1,6 +1,8 @@
 //! A chain L0 → L1 → L2 made of files: real commands, a real lab and the real engine, over a world that
 //! is a directory. A folder that holds `running` is a guest that is up. As in the real drivers, what a
 //! check takes for done appears whole: it is made under another name first.
+//!
+//! What is done inside L1 goes over SSH: a job, a command and a copy. All else runs here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +11,17 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{self, Options, Summary};
 use nestlab::event::Feed;
-use nestlab::host::{Command, HostRef, Local};
+use nestlab::host::job::{self, JobSpec};
+use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
+use nestlab::host::{Command, HostRef, Local, Patience};
 use nestlab::hypervisor::HypervisorKind;
 use nestlab::lab::reservations::Claim;
 use nestlab::lab::{Lab, LabLock, Labs, Resource};
 use nestlab::plan::{Check, Context, Plan, Remover, Step, StepId};
 use nestlab::{Error, Kind, Result};
 use tokio_util::sync::CancellationToken;
+
+use crate::sshd::{Sshd, user};
 
 /// A scratch directory with the state directory of nestlab and the world that it changes.
 #[derive(Debug, Clone)]
@@ -28,8 +34,14 @@ impl Chain {
         Chain { root: root.to_owned() }
     }
 
-    /// Makes the world as it is before nestlab: an image to fetch, and a thing of somebody else's.
-    pub(crate) fn prepare(&self) {
+    /// Makes the world as it is before nestlab: an image to fetch, a thing of somebody else's, and an SSH
+    /// server that plays the guest L1.
+    pub(crate) fn prepare(&self, sshd: &Sshd) {
+        std::fs::create_dir(self.root.join("sshd")).expect("makes the folder");
+        for key in ["user", "host.pub"] {
+            std::fs::write(self.root.join("sshd").join(key), sshd.read(key)).expect("writes");
+        }
+        std::fs::write(self.root.join("sshd/port"), sshd.port().to_string()).expect("writes");
         std::fs::create_dir_all(self.world().join("store")).expect("makes the world");
         std::fs::write(self.root.join("publisher.img"), "an image").expect("writes");
         std::fs::write(self.world().join("not-ours"), "somebody else's").expect("writes");
@@ -41,6 +53,32 @@ impl Chain {
 
     fn in_world(&self, path: &str) -> String {
         self.world().join(path).into_string()
+    }
+
+    /// L1 from inside, connected when it is first used.
+    fn l1(&self) -> HostRef {
+        let read = |name| std::fs::read_to_string(self.root.join("sshd").join(name)).expect(name);
+        let port = read("port").parse().expect("a port");
+        let ssh = Ssh::new(SshTarget {
+            name: "l1".to_owned(),
+            user: user(),
+            key: SshKey::Memory(read("user").into()),
+            host_key: HostKeyPolicy::Pinned(vec![read("host.pub")]),
+            via: Via::Tcp { host: "127.0.0.1".to_owned(), port },
+            patience: Patience::NATIVE,
+        });
+        nestlab::faults::host(Arc::new(ssh))
+    }
+
+    /// The upgrade of L1, which goes on when nestlab does not.
+    fn upgrade(&self) -> JobSpec {
+        let [part, done] = ["l1/upgrading", "l1/upgraded"].map(|path| self.in_world(path));
+        let script = "touch \"$1\" && mv -f \"$1\" \"$2\"";
+        JobSpec {
+            id: "upgrade".to_owned(),
+            command: Command::new("sh").args(["-c", script, "upgrade", &part, &done]),
+            directory: self.root.join("jobs"),
+        }
     }
 
     pub(crate) fn labs(&self) -> Labs {
@@ -82,12 +120,13 @@ impl Chain {
             needs: needs.iter().map(|(of, what)| StepId::new(of, what)).collect(),
             host: host(),
             resources: Vec::new(),
-            commands: Vec::new(),
+            work: Vec::new(),
             proof: self.world().join(proof),
             lab: lab.clone(),
             also: None,
         };
         let path = |path: &str| self.in_world(path);
+        let l1 = self.l1();
         let steps = vec![
             step(("image", "fetch"), &[], "store/image")
                 .makes(self.file("L0", "store/image.part"))
@@ -107,14 +146,15 @@ impl Chain {
                 .also(Also::KnownHost)
                 .runs(["touch", &path("l1/known")]),
             step(("l1", "upgrade"), &[("l1", "start")], "l1/upgraded")
-                .runs(["touch", &path("l1/upgrading")])
-                .runs(["mv", "-f", &path("l1/upgrading"), &path("l1/upgraded")]),
+                .inside(&l1)
+                .does(Work::Job(self.upgrade())),
             step(("l1", "hypervisor"), &[("l1", "upgrade")], "l1/hypervisor")
+                .inside(&l1)
                 .runs(["touch", &path("l1/hypervisor")]),
             step(("l2", "image"), &[("l1", "start"), ("image", "fetch")], "l1/image")
                 .makes(self.file("l1", "l1/image"))
-                .runs(["cp", &path("store/image"), &path("l1/image.part")])
-                .runs(["mv", &path("l1/image.part"), &path("l1/image")]),
+                .inside(&l1)
+                .does(Work::Put(path("store/image").into(), path("l1/image").into())),
             step(("l2", "define"), &[("l1", "hypervisor"), ("l2", "image")], "l1/l2/config")
                 .makes(self.vm("l1", "l2", "l1/l2"))
                 .runs(["mkdir", "-p", &path("l1/l2")])
@@ -185,10 +225,18 @@ struct Make {
     needs: Vec<StepId>,
     host: HostRef,
     resources: Vec<Resource>,
-    commands: Vec<Command>,
+    work: Vec<Work>,
     proof: Utf8PathBuf,
     lab: Lab,
     also: Option<Also>,
+}
+
+/// A part of a step.
+enum Work {
+    Run(Command),
+    Job(JobSpec),
+    /// Copies a file of this machine to one of the host.
+    Put(Utf8PathBuf, Utf8PathBuf),
 }
 
 /// What a step does besides its commands.
@@ -205,8 +253,17 @@ impl Make {
         self
     }
 
-    fn runs<const N: usize>(mut self, argv: [&str; N]) -> Self {
-        self.commands.push(Command::from_argv(argv));
+    fn runs<const N: usize>(self, argv: [&str; N]) -> Self {
+        self.does(Work::Run(Command::from_argv(argv)))
+    }
+
+    fn does(mut self, work: Work) -> Self {
+        self.work.push(work);
+        self
+    }
+
+    fn inside(mut self, host: &HostRef) -> Self {
+        self.host = host.clone();
         self
     }
 
@@ -269,14 +326,26 @@ impl Step for Make {
             context.ledger.creating(resource.clone()).await?;
         }
         self.do_also(context).await?;
-        for command in &self.commands {
-            context.or_cancelled(self.host.check(command)).await?;
+        for work in &self.work {
+            match work {
+                Work::Run(command) => {
+                    context.or_cancelled(self.host.check(command)).await?;
+                }
+                Work::Job(spec) => {
+                    let exit = job::run(&*self.host, spec, &mut |_| {}, &context.cancel).await?;
+                    assert!(exit.success(), "{exit}");
+                }
+                Work::Put(from, to) => {
+                    let put = self.host.put(from, to, 0o600, &context.feed);
+                    context.or_cancelled(put).await?;
+                }
+            }
         }
         Ok(())
     }
 
     async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
-        Ok(self.commands.clone())
+        Ok(Vec::new())
     }
 }
 
@@ -292,6 +361,10 @@ impl Remover for Rm {
     async fn remove(&self, resource: &Resource, _feed: &Feed) -> Result<()> {
         if resource.host() == "l1" && !self.chain.world().join("l1/running").exists() {
             return Err(Error::new(Kind::Unreachable, "l1 is not up").on("l1"));
+        }
+        if resource.carries() == Some("l1") {
+            // What runs in a VM ends with it.
+            job::stop(&Local::new(), &self.chain.upgrade()).await?;
         }
         match resource {
             Resource::KnownHost { guest } => self.lab.known_hosts().remove(guest),

@@ -4,21 +4,27 @@
 //! The faulty runs are processes of their own: this program again, told by its environment.
 
 mod chain;
+#[path = "../support/sshd.rs"]
+#[allow(dead_code, reason = "what the tests of SSH itself need beside")]
+mod sshd;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{Running, Signals};
 use nestlab::event::{Event, Feed};
+use nestlab::lab::reservations::Claim;
 use nestlab::lab::status::StepState;
 use nestlab::{Kind, faults};
 use tokio_util::sync::CancellationToken;
 
 use chain::{Chain, held_by_the_lab};
+use sshd::Sshd;
 
 const DIRECTORY: &str = "NESTLAB_TEST_DIRECTORY";
 const ACT: &str = "NESTLAB_TEST_ACT";
@@ -29,7 +35,8 @@ fn an_undisturbed_run_builds_everything_and_destroy_leaves_nothing() {
     if let Ok(directory) = std::env::var(DIRECTORY) {
         act(Utf8Path::new(&directory), &std::env::var(ACT).expect("says what to do"));
     }
-    let bench = Bench::new();
+    let sshd = Sshd::start(&[]);
+    let bench = Bench::new(&sshd);
     let before = bench.chain.snapshot();
     let (status, _) = bench.child("up", None).end();
     assert!(status.success(), "{status}");
@@ -83,9 +90,10 @@ fn destroy_right_after_a_kill_at_any_point_leaves_nothing() {
 
 #[test]
 fn a_destroy_that_was_killed_at_any_point_is_finished_by_the_next() {
+    let sshd = Sshd::start(&[]);
     let mut faults = 0;
     loop {
-        let bench = Bench::new();
+        let bench = Bench::new(&sshd);
         bench.run_here(bench.chain.up(Feed::silent(), CancellationToken::new()));
         let (status, errors) = bench.child("destroy", Some(format!("kill@{}", faults + 1))).end();
         if status.success() {
@@ -95,12 +103,14 @@ fn a_destroy_that_was_killed_at_any_point_is_finished_by_the_next() {
         faults += 1;
         bench.destroy_and_see_nothing_left(&bench.before);
     }
-    assert!(faults >= 25, "only {faults} points in a destroy");
+    // Few: what is inside of a guest goes with its VM, and is only recorded.
+    assert!(faults >= 20, "only {faults} points in a destroy");
 }
 
 #[test]
 fn a_closed_terminal_does_not_end_a_run() {
-    let bench = Bench::new();
+    let sshd = Sshd::start(&[]);
+    let bench = Bench::new(&sshd);
     let mut faulty = bench.child("wait", None);
     let pid = rustix::process::Pid::from_child(&faulty.child);
     let mut told = BufReader::new(faulty.child.stderr.take().expect("was asked for")).lines();
@@ -114,10 +124,11 @@ fn a_closed_terminal_does_not_end_a_run() {
 
 /// Runs a fresh chain with the fault at each point in turn, until a run passes fewer points than
 /// that; `then` sees how the run ended and what it told.
-fn for_every_point(fault: &str, then: impl Fn(&Bench, ExitStatus, &str)) {
+fn for_every_point(fault: &str, then: impl Fn(&Bench<'_>, ExitStatus, &str)) {
+    let sshd = Sshd::start(&[]);
     let mut point = 0;
     loop {
-        let bench = Bench::new();
+        let bench = Bench::new(&sshd);
         let (status, errors) = bench.child("up", Some(format!("{fault}@{}", point + 1))).end();
         if status.success() {
             break;
@@ -130,21 +141,22 @@ fn for_every_point(fault: &str, then: impl Fn(&Bench, ExitStatus, &str)) {
 }
 
 /// A fresh chain in a scratch directory.
-struct Bench {
+struct Bench<'a> {
     _scratch: tempfile::TempDir,
     root: Utf8PathBuf,
     chain: Chain,
     before: BTreeMap<String, String>,
+    sshd: &'a Sshd,
 }
 
-impl Bench {
-    fn new() -> Self {
+impl<'a> Bench<'a> {
+    fn new(sshd: &'a Sshd) -> Self {
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let root = Utf8Path::from_path(scratch.path()).expect("UTF-8").to_owned();
         let chain = Chain::in_directory(&root);
-        chain.prepare();
+        chain.prepare(sshd);
         let before = chain.snapshot();
-        Bench { _scratch: scratch, root, chain, before }
+        Bench { _scratch: scratch, root, chain, before, sshd }
     }
 
     /// Starts this program again to do `act`, with `fault`.
@@ -180,10 +192,14 @@ impl Bench {
     /// undisturbed run; then the same with `destroy`.
     fn finish_and_compare(&self) {
         self.up_again();
-        let undisturbed = Bench::new();
-        undisturbed.up_again();
-        assert_eq!(self.chain.snapshot(), undisturbed.chain.snapshot());
-        assert_eq!(held_by_the_lab(&self.chain), held_by_the_lab(&undisturbed.chain));
+        static UNDISTURBED: OnceLock<(BTreeMap<String, String>, Vec<Claim>)> = OnceLock::new();
+        let (world, held) = UNDISTURBED.get_or_init(|| {
+            let undisturbed = Bench::new(self.sshd);
+            undisturbed.up_again();
+            (undisturbed.chain.snapshot(), held_by_the_lab(&undisturbed.chain))
+        });
+        assert_eq!(self.chain.snapshot(), *world);
+        assert_eq!(held_by_the_lab(&self.chain), *held);
         let lab = self.chain.labs().choose(None).expect("there is one lab");
         let reading = lab.read_journal().expect("reads");
         assert!(reading.damaged.is_empty(), "{:?}", reading.damaged);

@@ -48,7 +48,7 @@ async fn made(bench: &Bench, resources: &[Resource]) -> Journal {
 #[tokio::test]
 async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
     let bench = Bench::new();
-    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2")];
+    let resources = [file("L0", "/seed.img"), vm("L0", "l1"), file("L0", "/port")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "nowhere", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
@@ -60,14 +60,30 @@ async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
 }
 
 #[tokio::test]
-async fn what_was_on_a_guest_that_does_not_answer_is_gone_with_the_guest() {
+async fn what_is_on_a_guest_goes_with_its_vm_and_the_guest_is_not_even_asked() {
     let bench = Bench::new();
     let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2"), file("l2", "/x")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "l1", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
     assert!(removal.left.is_empty(), "{:?}", removal.left);
+    assert_eq!(removal.removed.last(), Some(&vm("L0", "l1")), "it is forgotten last");
+    assert_eq!(removal.removed.len(), 4);
+    assert_eq!(*remover.seen.lock().expect("unpoisoned"), [vm("L0", "l1")]);
     assert!(bench.lab.resources().expect("reads").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_on_a_guest_goes_by_itself_if_the_guests_vm_cannot_be_removed() {
+    let bench = Bench::new();
+    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2"), file("l2", "/x")];
+    let journal = made(&bench, &resources).await;
+    let remover = Reaches { not: "L0", seen: Mutex::default() };
+    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    assert_eq!(removal.removed, [file("l2", "/x"), vm("l1", "l2"), file("l1", "/image.ova")]);
+    let seen = [vm("L0", "l1"), vm("l1", "l2"), file("l1", "/image.ova")];
+    assert_eq!(*remover.seen.lock().expect("unpoisoned"), seen);
+    assert_eq!(bench.lab.resources().expect("reads"), [vm("L0", "l1")]);
 }
 
 #[tokio::test]
