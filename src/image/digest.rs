@@ -88,12 +88,35 @@ impl Sha256 {
     /// # Errors
     /// [`Kind::Io`](crate::Kind) if it cannot be read.
     pub fn of_file(path: &Utf8Path) -> Result<Self> {
-        let mut file = fs_err::File::open(path)?;
-        let (mut hasher, mut piece) = (sha2::Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut piece)? {
-                0 => return Ok(Sha256(hasher.finalize().into())),
-                read => hasher.update(&piece[..read]),
+        let mut hasher = sha2::Sha256::new();
+        read_through(path, |piece| hasher.update(piece))?;
+        Ok(Sha256(hasher.finalize().into()))
+    }
+}
+
+/// Returns the size in bytes and both digests of the file at `path`, which is read once. Blocks.
+///
+/// # Errors
+/// [`Kind::Io`](crate::Kind) if it cannot be read.
+pub(super) fn size_and_digests(path: &Utf8Path) -> Result<(u64, Sha256, Sha512)> {
+    let (mut sha256, mut sha512) = (sha2::Sha256::new(), sha2::Sha512::new());
+    let size = read_through(path, |piece| {
+        sha256.update(piece);
+        sha512.update(piece);
+    })?;
+    Ok((size, Sha256(sha256.finalize().into()), Sha512(sha512.finalize().into())))
+}
+
+/// Gives the file at `path` to `each`, piece by piece, and returns its size in bytes.
+fn read_through(path: &Utf8Path, mut each: impl FnMut(&[u8])) -> Result<u64> {
+    let mut file = fs_err::File::open(path)?;
+    let (mut size, mut piece) = (0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(size),
+            read => {
+                size += read as u64;
+                each(&piece[..read]);
             }
         }
     }

@@ -123,6 +123,41 @@ fn the_commands_tell_what_is_there_and_take_it_away() {
 }
 
 #[test]
+fn a_plan_says_that_an_image_which_changed_is_to_be_got_anew() {
+    let place = Place::with(noise(50_000));
+    let home = Utf8Path::from_path(place.folder.path()).expect("UTF-8");
+    fs_err::write(home.join("image.toml"), place.publisher.manifest_toml(&place.release))
+        .expect("writes");
+    let recipe = "schema = 1\nname = \"lab\"\n[host]\nhypervisor = \"qemu\"\n\
+                  [[guest]]\nname = \"l1\"\nimage = \"./image.toml\"\nmemory = \"256MiB\"\n";
+    fs_err::write(home.join("lab.toml"), recipe).expect("writes");
+    let nestlab = |arguments: &[&str]| -> String {
+        let mut command = assert_cmd::Command::cargo_bin("nestlab").expect("built");
+        command.env_remove("XDG_CACHE_HOME").env_remove("XDG_STATE_HOME").env("HOME", home);
+        let output = command.current_dir(home).args(arguments).output().expect("runs");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let image_step = || {
+        let answer: serde_json::Value =
+            serde_json::from_str(&nestlab(&["plan", "./lab.toml", "--json"])).expect("JSON");
+        let steps = answer["steps"].as_array().expect("steps").clone();
+        let is_image = |step: &serde_json::Value| {
+            step["id"].as_str().is_some_and(|id| id.starts_with("image/"))
+        };
+        steps.into_iter().find(is_image).expect("there is one")
+    };
+    assert_eq!(image_step()["why"], "it is not in the store");
+    let path = nestlab(&["image", "fetch", "./image.toml"]);
+    assert_eq!(image_step()["state"], "satisfied");
+    fs_err::write(path.trim_end(), b"something else").expect("writes");
+    let step = image_step();
+    assert_eq!(step["state"], "needed");
+    assert!(step["why"].as_str().expect("says why").contains("has changed"), "{step}");
+    assert!(Utf8Path::new(path.trim_end()).exists(), "a plan changes nothing");
+}
+
+#[test]
 fn an_unknown_image_and_a_shipped_one_to_change_are_refused_with_the_way_out() {
     let home = tempfile::tempdir().expect("a folder");
     let mut command = assert_cmd::Command::cargo_bin("nestlab").expect("built");

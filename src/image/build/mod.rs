@@ -33,7 +33,7 @@ use self::appliance::Appliance;
 use self::debian::Debian;
 use self::workshop::Workshop;
 use super::digest::Sha256;
-use super::fetch::Partial;
+use super::fetch::{Partial, blocking};
 use super::format::ImageFormat;
 use super::manifest::{BuildKind, BuildTable, Manifest};
 use super::store::{Built, Store, VerifiedImage};
@@ -71,12 +71,12 @@ pub async fn build(
     cancel: &CancellationToken,
 ) -> Result<VerifiedImage> {
     let job = Job::new(manifest, options)?;
-    if let Some(image) = job.find(store).await? {
+    if let Some(image) = job.find(store, feed).await? {
         return Ok(image);
     }
     let place = Partial::open(store, &job.inputs, feed, cancel).await?;
     // Whoever held the place before may have finished it.
-    if let Some(image) = job.find(store).await? {
+    if let Some(image) = job.find(store, feed).await? {
         place.remove()?;
         return Ok(image);
     }
@@ -133,11 +133,11 @@ impl<'a> Job<'a> {
         Ok(Job { manifest, table, mirror, format, inputs })
     }
 
-    async fn find(&self, store: &Store) -> Result<Option<VerifiedImage>> {
-        let (store, name, inputs) = (store.clone(), self.manifest.name().clone(), self.inputs);
-        tokio::task::spawn_blocking(move || store.find_built(&name, &inputs))
-            .await
-            .map_err(|panic| Error::internal("looking up an image panicked").because(panic))?
+    /// Looks the image up. One that changed after it was built is set aside.
+    async fn find(&self, store: &Store, feed: &Feed) -> Result<Option<VerifiedImage>> {
+        let (store, name, feed) = (store.clone(), self.manifest.name().clone(), feed.clone());
+        let inputs = self.inputs;
+        blocking(move || store.find_intact(&name, &inputs, &feed)).await
     }
 
     async fn run(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
@@ -183,9 +183,7 @@ impl<'a> Job<'a> {
             };
             store.adopt_built(&name, &built)
         };
-        tokio::task::spawn_blocking(adopt)
-            .await
-            .map_err(|panic| Error::internal("adopting an image panicked").because(panic))?
+        blocking(adopt).await
     }
 }
 

@@ -1,6 +1,5 @@
 //! One try to bring an image's bytes here from one address, from where the last try ended.
 
-use bytes::BytesMut;
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{Response, StatusCode};
 use tokio::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use url::Url;
 
 use super::client::{failed, stalled, status};
 use super::partial::{Partial, State};
-use super::sink::{BLOCK, Sink, Start};
+use super::sink::{Sink, Start};
 use super::{Job, free_space, interrupted};
 use crate::error::{Error, Kind};
 use crate::image::proof::{Expectations, Hashed};
@@ -68,8 +67,8 @@ impl Attempt<'_> {
         let have = self.answered(&response, have, partial)?;
         let total = partial.state().total;
         self.fits(have, total, partial)?;
-        let sink = self.sink(partial, have)?;
-        let flow = self.flow(response, have, total, &sink).await;
+        let mut sink = self.sink(partial, have)?;
+        let flow = self.flow(response, have, total, &mut sink).await;
         // The writer's own trouble (a full disk, a web page) is the cause of the flow's end.
         match (sink.finish().await, flow) {
             (Err(error), _) if error.kind() == Kind::Network => {
@@ -185,13 +184,12 @@ impl Attempt<'_> {
         mut response: Response,
         have: u64,
         total: Option<u64>,
-        sink: &Sink,
+        sink: &mut Sink,
     ) -> Result<(), Trouble> {
         let job = self.job;
         let url = self.url.as_str();
         let limit = self.expectations.size().or(total).unwrap_or(u64::MAX);
         let mut pace = Pace::new(job.options.stall, job.options.slowest);
-        let mut block = BytesMut::with_capacity(BLOCK);
         let mut done = have;
         let mut told = have;
         job.feed.bytes(done, total);
@@ -201,6 +199,7 @@ impl Attempt<'_> {
                 () = job.cancel.cancelled() => break Err(Trouble::Stop(interrupted())),
                 chunk = tokio::time::timeout(pace.left(), response.chunk()) => chunk,
             };
+            let waited = asked.elapsed();
             match chunk {
                 Err(_) => {}
                 Ok(Err(error)) => break Err(failed(url, error)),
@@ -208,26 +207,24 @@ impl Attempt<'_> {
                 Ok(Ok(Some(bytes))) => {
                     done += bytes.len() as u64;
                     pace.came(bytes.len() as u64);
-                    block.extend_from_slice(&bytes);
+                    // What arrives before a trouble is kept: the next try goes on after it.
+                    if !sink.take(&bytes).await {
+                        return Ok(());
+                    }
                 }
             }
-            if pace.stalled(asked.elapsed()) {
+            if pace.stalled(waited) {
                 break Err(Trouble::Retry(stalled(url)));
             }
             if done > limit {
                 let what = format!("{url} sends more than the {limit} bytes it should");
                 break Err(Trouble::NextMirror(Error::new(Kind::Network, what)));
             }
-            if block.len() >= BLOCK && !sink.send(block.split().freeze()).await {
-                return Ok(());
-            }
             if done - told >= TOLD {
                 told = done;
                 job.feed.bytes(done, total);
             }
         };
-        // What arrived before the trouble is kept: the next try goes on after it.
-        sink.send(block.freeze()).await;
         job.feed.bytes(done, total);
         if end.is_ok() && total.is_some_and(|total| done < total) {
             return Err(Trouble::Retry(Error::new(Kind::Network, format!("{url} ended early"))));

@@ -93,16 +93,9 @@ pub async fn fetch(
 
 /// Looks an image up on a thread that may block. One that changed after it was proven is set aside.
 async fn find(store: &Store, manifest: &Manifest, feed: &Feed) -> Result<Option<VerifiedImage>> {
-    let (store, manifest, feed) = (store.clone(), manifest.clone(), feed.clone());
-    blocking(move || match store.find(&manifest) {
-        Err(error) if error.kind() == Kind::Untrusted => {
-            feed.notice(Level::Warning, format!("{error}; it is fetched again"));
-            store.set_aside(&manifest, &error)?;
-            Ok(None)
-        }
-        found => found,
-    })
-    .await
+    let (store, name, feed) = (store.clone(), manifest.name().clone(), feed.clone());
+    let identity = manifest.identity();
+    blocking(move || store.find_intact(&name, &identity, &feed)).await
 }
 
 /// Runs `work` where it may block.

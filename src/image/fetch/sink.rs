@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use camino::Utf8PathBuf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -14,7 +14,7 @@ use crate::image::format::{Compression, HEAD, ImageFormat, looks_wrong};
 use crate::image::proof::{Hashed, Hashing};
 
 /// The size of the blocks that go to hashes and disk.
-pub(super) const BLOCK: usize = 512 * 1024;
+const BLOCK: usize = 512 * 1024;
 
 /// How many blocks may wait for the disk.
 const WAITING: usize = 8;
@@ -25,6 +25,8 @@ const SYNC_EVERY: u64 = 256 << 20;
 
 /// A thread that writes and hashes.
 pub(super) struct Sink {
+    /// What came since the last whole block.
+    block: BytesMut,
     sender: mpsc::Sender<Bytes>,
     thread: JoinHandle<Result<Hashed>>,
 }
@@ -43,16 +45,29 @@ impl Sink {
     pub(super) fn start(start: Start) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         let thread = tokio::task::spawn_blocking(move || run(start, receiver));
-        Sink { sender, thread }
+        Sink { block: BytesMut::with_capacity(BLOCK), sender, thread }
     }
 
-    /// Hands over the next block; `false` if the thread has ended, and [`Sink::finish`] says why.
-    pub(super) async fn send(&self, block: Bytes) -> bool {
-        self.sender.send(block).await.is_ok()
+    /// Takes the next bytes; `false` if the thread has ended, and [`Sink::finish`] says why.
+    pub(super) async fn take(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let (fits, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            self.block.extend_from_slice(fits);
+            bytes = rest;
+            if self.block.len() == BLOCK {
+                let whole = std::mem::replace(&mut self.block, BytesMut::with_capacity(BLOCK));
+                if self.sender.send(whole.freeze()).await.is_err() {
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// Waits until everything is hashed and written.
     pub(super) async fn finish(self) -> Result<Hashed> {
+        // If it has ended already, it says so.
+        let _ = self.sender.send(self.block.freeze()).await;
         drop(self.sender);
         self.thread.await.map_err(|error| Error::internal("the writer died").because(error))?
     }

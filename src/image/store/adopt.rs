@@ -7,9 +7,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 
 use super::record::{Content, Entry, Form, Provenance, Stat};
-use super::{Store, VerifiedImage, digests, record};
+use super::{Store, VerifiedImage, record};
 use crate::error::{Error, Kind, Result};
-use crate::image::digest::{Sha256, Sha512};
+use crate::image::digest::{Sha256, Sha512, size_and_digests};
 use crate::image::format::{Compression, ImageFormat};
 use crate::image::manifest::{Manifest, is_plain_file_name};
 use crate::image::proof::Proven;
@@ -38,7 +38,7 @@ impl Store {
     /// # Errors
     /// [`Kind::Io`] if it cannot be read or moved.
     pub fn adopt_built(&self, name: &ImageName, built: &Built<'_>) -> Result<VerifiedImage> {
-        let digests = digests(built.file)?;
+        let digests = size_and_digests(built.file)?;
         let provenance = Provenance::Built { record: built.record.clone() };
         let _lock = self.lock()?;
         let form =
@@ -152,28 +152,38 @@ impl Store {
     ) -> Result<VerifiedImage> {
         let entry = entry(content.sha256);
         let mut known = self.known(name)?;
-        known.entries.retain(|old| old.key != entry.key);
+        known.entries.retain(|old| (old.key, old.sha256) != (entry.key, entry.sha256));
         known.entries.push(entry.clone());
         known.newest_signature = known.newest_signature.max(entry.provenance.signed_at());
         record::write(&self.note(name), &known)?;
         Ok(VerifiedImage { folder, name: name.clone(), content, entry })
     }
 
-    /// Takes the image that answers for `manifest` out of the store, since it has changed after it was
-    /// proven: its file goes into quarantine, what was derived from it away.
-    pub(in crate::image) fn set_aside(&self, manifest: &Manifest, why: &Error) -> Result<()> {
+    /// Takes the image called `name` that answers for `key` out of the store, since it has changed after
+    /// it was proven: its file goes into quarantine, what was derived from it away. Returns where it is;
+    /// `None` if another process did so meanwhile.
+    pub(super) fn set_aside(
+        &self,
+        name: &ImageName,
+        key: &Sha256,
+        why: &Error,
+    ) -> Result<Option<Utf8PathBuf>> {
         let _lock = self.lock()?;
-        let key = manifest.identity();
-        let known = self.known(manifest.name())?;
-        let Some(entry) = known.entries.iter().find(|entry| entry.key == key) else {
-            return Ok(());
+        let known = self.known(name)?;
+        let Some(entry) = known.entries.iter().rev().find(|entry| entry.key == *key) else {
+            return Ok(None);
         };
         let folder = self.folder(&entry.sha256);
-        if let Some(content) = record::read::<Content>(&folder.join(Content::FILE))? {
-            self.quarantine(manifest.name(), &folder.join(content.file), why)?;
-            fs_err::remove_dir_all(&folder)?;
+        let Some(content) = record::read::<Content>(&folder.join(Content::FILE))? else {
+            return Ok(None);
+        };
+        let file = folder.join(content.file);
+        if Stat::of(&file).is_ok_and(|stat| stat == content.stat) {
+            return Ok(None);
         }
-        Ok(())
+        let kept = self.quarantine(name, &file, why)?;
+        fs_err::remove_dir_all(&folder)?;
+        Ok(Some(kept))
     }
 
     /// Moves a download whose proofs did not hold out of the way, with the reason beside it, and

@@ -16,12 +16,11 @@ mod prune;
 mod record;
 
 use std::fs::{DirBuilder, Permissions};
-use std::io::Read as _;
+use std::io::ErrorKind::NotFound;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use sha2::Digest as _;
 
 pub use adopt::Built;
 pub use prune::{Prune, Pruned};
@@ -33,6 +32,7 @@ use super::digest::{Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
 use super::manifest::Manifest;
 use crate::error::{Error, Kind, Result};
+use crate::event::{Feed, Level};
 use crate::recipe::{ImageName, LabName};
 
 /// The image store in one folder.
@@ -116,14 +116,6 @@ impl VerifiedImage {
     pub(super) fn derived(&self) -> Utf8PathBuf {
         self.folder.join("derived")
     }
-
-    /// Reads the whole file again and compares its digest. Blocks for as long as that takes.
-    ///
-    /// # Errors
-    /// [`Kind::Untrusted`] if it is not the file that was proven.
-    pub fn recheck(&self) -> Result<()> {
-        reread(&self.path(), &self.content)
-    }
 }
 
 impl Store {
@@ -166,6 +158,37 @@ impl Store {
         }
     }
 
+    /// Returns the image called `name` whose file has the digest `sha256`, also if a newer one has taken its
+    /// place; as [`Store::find`].
+    pub fn find_digest(&self, name: &ImageName, sha256: &Sha256) -> Result<Option<VerifiedImage>> {
+        let known = self.known(name)?;
+        match known.entries.into_iter().rev().find(|entry| entry.sha256 == *sha256) {
+            Some(entry) => self.image(name, entry, Self::trusted),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the image as [`Store::find_built`] does, but for one that changed after it was proven: that
+    /// is told, its file is moved to quarantine, and it is not here any more.
+    pub(super) fn find_intact(
+        &self,
+        name: &ImageName,
+        inputs: &Sha256,
+        feed: &Feed,
+    ) -> Result<Option<VerifiedImage>> {
+        match self.find_built(name, inputs) {
+            Err(error) if error.kind() == Kind::Untrusted => {
+                let Some(kept) = self.set_aside(name, inputs, &error)? else {
+                    return self.find_built(name, inputs);
+                };
+                let text = format!("{error}; it was moved to {kept}, and is got anew");
+                feed.notice(Level::Warning, text);
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
     /// Returns every image, by name, each name's oldest first; files are not read.
     pub fn list(&self) -> Result<Vec<VerifiedImage>> {
         let mut images = Vec::new();
@@ -194,7 +217,7 @@ impl Store {
     pub fn release(&self, lab: &LabName) -> Result<()> {
         for (_, folder) in self.content_folders()? {
             match fs_err::remove_file(folder.join("users").join(lab.as_str())) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != NotFound => {
                     return Err(error.into());
                 }
                 _ => {}
@@ -213,6 +236,10 @@ impl Store {
         let Some(mut content) = record::read::<Content>(&folder.join(Content::FILE))? else {
             return Ok(None);
         };
+        // Somebody removed the file and left its note.
+        if folder.join(&content.file).symlink_metadata().is_err_and(|e| e.kind() == NotFound) {
+            return Ok(None);
+        }
         trusted(self, &folder, &mut content)?;
         Ok(Some(VerifiedImage { folder, name: name.clone(), content, entry }))
     }
@@ -302,35 +329,16 @@ pub(super) fn private_folder(folder: &Utf8Path) -> Result<()> {
     Ok(())
 }
 
-/// Digests of a whole file, read once.
-pub(super) fn digests(path: &Utf8Path) -> Result<(u64, Sha256, Sha512)> {
-    let mut file = fs_err::File::open(path)?;
-    let (mut sha256, mut sha512) = (sha2::Sha256::new(), sha2::Sha512::new());
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        let count = file.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        size += count as u64;
-        sha256.update(&buffer[..count]);
-        sha512.update(&buffer[..count]);
-    }
-    let sha256 = Sha256::from_bytes(sha256.finalize().into());
-    Ok((size, sha256, Sha512::from_bytes(sha512.finalize().into())))
-}
-
 fn reread(path: &Utf8Path, content: &Content) -> Result<()> {
-    let (size, sha256, _) = digests(path)?;
-    if (size, sha256) == (content.size, content.sha256) {
+    let sha256 = Sha256::of_file(path)?;
+    if sha256 == content.sha256 {
         return Ok(());
     }
     Err(Error::new(
         Kind::Untrusted,
         format!("{path} has changed since it was proven: SHA-256 {} → {sha256}", content.sha256),
     )
-    .hint("`nestlab image fetch` sets it aside and gets it again; one that was built is built again once its folder is removed"))
+    .hint("the next `nestlab up`, `image fetch` or `image build` sets it aside and gets it anew"))
 }
 
 #[cfg(test)]

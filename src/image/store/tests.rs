@@ -68,7 +68,37 @@ fn an_image_that_changed_after_its_proof_is_refused() {
     fs_err::write(image.path(), b"dusk").expect("writes");
     let error = place.find("demo", 1).expect_err("it is another file");
     assert_eq!(error.kind(), Kind::Untrusted);
-    assert!(image.recheck().is_err());
+}
+
+#[test]
+fn an_image_that_changed_is_set_aside_where_it_can_be_got_anew() {
+    let place = place();
+    let image = place.adopt("demo", 1, b"disk");
+    fs_err::write(image.path(), b"dusk").expect("writes");
+    let (told, listener) = std::sync::mpsc::channel();
+    let feed = Feed::new(move |event| told.send(event).expect("is listened to"));
+    let (name, inputs) = ("demo".parse().expect("a name"), Sha256::from_bytes([1; 32]));
+    assert_eq!(place.store.find_intact(&name, &inputs, &feed).expect("sets it aside"), None);
+    let quarantined = place.store.quarantined().read_dir_utf8().expect("there").next();
+    let quarantined = quarantined.expect("one").expect("readable").into_path();
+    assert_eq!(fs_err::read(quarantined.join("untrusted")).expect("kept"), b"dusk");
+    let crate::event::Event::Notice { text, .. } = listener.recv().expect("told") else {
+        panic!("no notice");
+    };
+    assert!(text.contains("has changed") && text.contains(quarantined.as_str()), "{text}");
+    let again = place.adopt("demo", 1, b"disk");
+    assert_eq!(place.store.find_intact(&name, &inputs, &feed).expect("whole"), Some(again));
+}
+
+#[test]
+fn an_image_whose_file_somebody_removed_is_not_there() {
+    let place = place();
+    let image = place.adopt("demo", 1, b"disk");
+    fs_err::remove_file(image.path()).expect("removes");
+    assert_eq!(place.find("demo", 1).expect("nothing is wrong"), None);
+    assert_eq!(place.store.list().expect("lists"), []);
+    let again = place.adopt("demo", 1, b"disk");
+    assert_eq!(place.find("demo", 1).expect("whole"), Some(again));
 }
 
 #[test]
