@@ -60,17 +60,19 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes a bundle because `failure` ended a run, and tells where it is. A failure that the user can
-/// understand without one gets none; that it cannot be made is said and no failure of its own.
-pub(super) async fn after(failure: &Error, lab: &Lab, told: &Told) {
+/// Makes a bundle because `failure` ended a run, tells where it is, and returns whether there is one. A
+/// failure that the user can understand without one gets none; that it cannot be made is said and no
+/// failure of its own.
+pub(super) async fn after(failure: &Error, lab: &Lab, told: &Told) -> bool {
     let plain = matches!(
         failure.kind(),
         Kind::Usage | Kind::Recipe | Kind::Busy | Kind::Interrupted | Kind::HostCannot
     );
     if plain || told.cancel().is_cancelled() {
-        return;
+        return false;
     }
-    match gather(lab, told).await {
+    let gathered = gather(lab, told).await;
+    match &gathered {
         Ok(bundle) => {
             let text = format!("what explains the failure was gathered in {}", bundle.path);
             told.feed.notice(Level::Info, text);
@@ -80,6 +82,7 @@ pub(super) async fn after(failure: &Error, lab: &Lab, told: &Told) {
             told.feed.notice(Level::Warning, text);
         }
     }
+    gathered.is_ok()
 }
 
 async fn gather(lab: &Lab, told: &Told) -> Result<Bundle> {

@@ -7,6 +7,7 @@ use super::session::{Told, command_line};
 use super::{Globals, bundle, doctor, lock, output};
 use crate::engine;
 use crate::error::Result;
+use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::{self, Blueprint, Images, World, blueprint, l0};
@@ -54,10 +55,16 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let held = lab.lock(command_line())?;
     let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
     let built = build(recipe, &lab, &held, &args, globals, &told).await;
-    if let Err(failure) = &built {
-        bundle::after(failure, &lab, &told).await;
-    }
+    let explained = match &built {
+        Err(failure) => bundle::after(failure, &lab, &told).await,
+        Ok(_) => false,
+    };
     told.end();
+    if built.is_err() && !explained && Blueprint::of(&lab)?.is_none() {
+        // Refused before anything was begun: there is no lab to go on with, and none to destroy.
+        lab.remove(held)?;
+        return built.map(|_| ExitCode::SUCCESS);
+    }
     let world = built?;
     if !globals.json && !globals.quiet {
         output::print(&reached(&world, &lab))?;
@@ -79,6 +86,11 @@ async fn build(
         can_l0(&recipe, lab, args, told).await?;
     }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
+    if let Some(lock) = &locked {
+        for difference in lock.differs_at_l0(&world.machines).await? {
+            told.feed.notice(Level::Warning, difference);
+        }
+    }
     world.lock = locked;
     let world = Arc::new(world);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;

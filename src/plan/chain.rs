@@ -11,9 +11,11 @@ use tokio::sync::OnceCell;
 use super::action::{Action, Node, Placed};
 use super::blueprint::{Machine, MachineImage};
 use super::graph::Plan;
+use super::lock::LockedGuest;
 use super::media::{Obtain, Place};
+use super::pin::{AsLocked, Pin};
 use super::provision::{
-    Apt, Headers, Install, PREFLIGHT, Pin, Preflight, Prove, Reboot, SetHostKey, packages,
+    Apt, Headers, Install, PREFLIGHT, Preflight, Prove, Reboot, SetHostKey, packages,
 };
 use super::step::{Step, StepId};
 use super::vm::{Await, Define, Start};
@@ -109,6 +111,16 @@ impl Chain {
         if machine.inner.is_some() {
             ready = self.host(machine, ready);
         }
+        if machine.login.is_some()
+            && let Some(locked) = self.locked(machine)?
+        {
+            let (id, title) = (
+                StepId::new(&machine.name, "locked"),
+                format!("hold {} to its lock", machine.name),
+            );
+            let action = AsLocked { spot: self.spot(machine), locked };
+            ready = self.add(id, Some(machine), title, vec![ready], action);
+        }
         self.last.insert(machine.name.clone(), ready);
         Ok(())
     }
@@ -141,17 +153,22 @@ impl Chain {
         self.add(StepId::new(name, "ready"), Some(machine), title, vec![started], Await { spot })
     }
 
+    /// What the guest is to be exactly, if the lab is built by a lock.
+    fn locked(&self, machine: &Machine) -> Result<Option<LockedGuest>> {
+        let lock = self.world.lock.as_ref();
+        lock.map(|lock| lock.guest(machine.name.as_str()).cloned()).transpose()
+    }
+
     /// Up-to-date packages, and the recipe's own.
     fn upgrade(&mut self, machine: &Machine, ready: StepId) -> Result<StepId> {
         let mut last = ready;
-        let locked = self.world.lock.as_ref();
-        let locked = locked.and_then(|lock| lock.guest.get(machine.name.as_str())).cloned();
         last = self.apt(machine, ("update", Task::Update), last);
-        match locked {
+        match self.locked(machine)? {
             None => last = self.apt(machine, ("upgrade", Task::FullUpgrade), last),
             Some(locked) => {
                 let title = format!("bring {} to its locked packages", machine.name);
-                let action = Pin { spot: self.spot(machine), locked };
+                let removes = machine.image.is_some();
+                let action = Pin { spot: self.spot(machine), locked, removes };
                 let id = StepId::new(&machine.name, "pin");
                 last = self.add(id, Some(machine), title, vec![last], action);
             }

@@ -1,7 +1,7 @@
 //! What exactly a lab came to: image digests and signature times, package versions in each guest,
 //! kernels and hypervisors. Kept beside the recipe, it makes the next lab the same one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -11,7 +11,10 @@ use super::machines::Machines;
 use super::world::World;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
-use crate::image::{Sha256, VerifiedImage};
+use crate::image::build::BuildRecord;
+use crate::image::store::Provenance;
+use crate::image::{ImageFormat, Sha256, VerifiedImage};
+use crate::recipe::{GuestName, ImageName};
 
 /// The lock format's number.
 const SCHEMA: u32 = 1;
@@ -34,6 +37,9 @@ pub struct Lock {
     pub image: BTreeMap<String, LockedImage>,
     /// What runs the outermost guests, such as `qemu 10.0.2`.
     pub l0: String,
+    /// The release of the kernel that runs on L0.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub l0_kernel: String,
     /// The guests that were entered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub guest: BTreeMap<String, LockedGuest>,
@@ -50,6 +56,9 @@ pub struct LockedImage {
     /// When it was signed, if it was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signed_at: Option<Timestamp>,
+    /// The packages that it was built from, if it was built here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub packages: BTreeMap<String, String>,
 }
 
 /// What runs in a guest, pinned.
@@ -73,29 +82,21 @@ impl Lock {
     /// [`Kind::Unreachable`] if a guest that is entered over SSH is not up.
     pub async fn of(world: &World) -> Result<Self> {
         let machines = &world.machines;
-        let (mut image, mut guest, mut l0) = (BTreeMap::new(), BTreeMap::new(), String::new());
+        let (mut image, mut guest) = (BTreeMap::new(), BTreeMap::new());
         for machine in &machines.blueprint().machines {
             let name = machine.name.as_str();
             if let Some(found) = world.image_of(machine)? {
-                image.insert(key(&found), LockedImage::of(&found));
-            }
-            let probe = machines.probe(name).await?;
-            let runs_on = format!("{} {}", machine.outer, probe.version);
-            match &machine.parent {
-                None => l0 = runs_on,
-                Some(parent) => {
-                    let outer: Option<&mut LockedGuest> = guest.get_mut(parent.as_str());
-                    if let Some(outer) = outer {
-                        outer.hypervisor = Some(runs_on);
-                    }
-                }
+                image.insert(key(found.name(), found.format()), LockedImage::of(&found));
             }
             if machine.login.is_some() {
-                guest.insert(name.to_owned(), LockedGuest::of(machines, name).await?);
+                let mut locked = installed(&*machines.host(name).await?).await?;
+                locked.hypervisor = hypervisor(machines, Some(name)).await?;
+                guest.insert(name.to_owned(), locked);
             }
         }
         let recipe = world.recipe.name.to_string();
-        Ok(Lock { schema: SCHEMA, recipe, image, l0, guest })
+        let (l0, l0_kernel) = of_l0(machines).await?;
+        Ok(Lock { schema: SCHEMA, recipe, image, l0, l0_kernel, guest })
     }
 
     /// Reads a lock file's text; `origin` is what errors call it.
@@ -125,33 +126,66 @@ impl Lock {
         Ok(format!("# Written by `nestlab lock`; `nestlab up --locked` builds just this.\n{body}"))
     }
 
+    /// Returns what is locked of `guest`.
+    ///
+    /// # Errors
+    /// [`Kind::Recipe`] if the lock does not name it.
+    pub fn guest(&self, guest: &str) -> Result<&LockedGuest> {
+        self.guest.get(guest).ok_or_else(|| self.does_not_name(&format!("guest {guest}")))
+    }
+
+    /// Returns what is locked of the image called `name` in `format`.
+    ///
+    /// # Errors
+    /// [`Kind::Recipe`] if the lock does not name it.
+    pub fn image(&self, name: &ImageName, format: ImageFormat) -> Result<&LockedImage> {
+        let key = key(name, format);
+        self.image.get(&key).ok_or_else(|| self.does_not_name(&format!("image {key}")))
+    }
+
+    fn does_not_name(&self, what: &str) -> Error {
+        Error::new(Kind::Recipe, format!("the lock of {} does not name the {what}", self.recipe))
+            .hint("the recipe has changed since: `nestlab lock RECIPE` writes the lock anew from a lab that is up")
+    }
+
     /// Returns whether `image` is the one that was locked.
     ///
     /// # Errors
-    /// [`Kind::Untrusted`] with both digests if it is not.
+    /// If it is not, [`Kind::Untrusted`] with both digests for one that was downloaded; for one that was
+    /// built here [`Kind::Failed`] with the packages that have other versions now.
     pub fn admits(&self, image: &VerifiedImage) -> Result<()> {
-        let key = key(image);
-        let Some(locked) = self.image.get(&key) else {
-            return Err(Error::new(
-                Kind::Recipe,
-                format!("the lock does not name the image {key}"),
-            )
-            .hint("`nestlab lock RECIPE` writes it anew from a lab that is up"));
-        };
+        let locked = self.image(image.name(), image.format())?;
         if locked.sha256 == image.sha256() {
             return Ok(());
         }
-        Err(Error::new(
-            Kind::Untrusted,
-            format!(
-                "{key} {} has SHA-256 {}, and {} {} is locked",
-                image.version(),
-                image.sha256(),
-                locked.version,
-                locked.sha256
+        let found = LockedImage::of(image);
+        let (name, diff) = (image.name(), locked.diff(&found));
+        let lines: Vec<String> = diff.to_string().lines().map(str::to_owned).collect();
+        let packages = lines.iter().filter(|line| line.contains(" package ")).count();
+        let (kind, why) = match image.provenance() {
+            Provenance::Built { .. } => (
+                Kind::Failed,
+                format!("the archive has other versions of {packages} of its packages now"),
             ),
-        )
-        .hint("what was locked cannot be had from there any more; `nestlab lock` pins the new one"))
+            _ => (Kind::Untrusted, format!("SHA-256 {} is there now", found.sha256)),
+        };
+        let (was, digest) = (&locked.version, locked.sha256);
+        let message =
+            format!("what is locked cannot be had: {name} {was}, SHA-256 {digest}: {why}");
+        Err(Error::new(kind, message)
+            .tail(lines.join("\n").as_bytes())
+            .hint("without --locked the newest is used; `nestlab lock` then pins that"))
+    }
+
+    /// Returns what L0 has other than when the lock was written, a line each. nestlab does not change it.
+    ///
+    /// # Errors
+    /// Those of L0.
+    pub async fn differs_at_l0(&self, machines: &Machines) -> Result<Vec<String>> {
+        let (l0, l0_kernel) = of_l0(machines).await?;
+        let told = [(&self.l0, l0), (&self.l0_kernel, l0_kernel)];
+        let differ = told.into_iter().filter(|(old, new)| !old.is_empty() && *old != new);
+        Ok(differ.map(|(old, new)| format!("{old} is locked, and L0 has {new}")).collect())
     }
 
     /// Returns what differs from `self` to `other`.
@@ -162,22 +196,16 @@ impl Lock {
     /// Every fact of the lock as a line's name and value.
     fn facts(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::from([("L0 hypervisor".to_owned(), self.l0.clone())]);
+        if !self.l0_kernel.is_empty() {
+            facts.insert("L0 kernel".to_owned(), self.l0_kernel.clone());
+        }
         for (name, image) in &self.image {
-            facts.insert(format!("image {name} version"), image.version.clone());
-            facts.insert(format!("image {name} sha256"), image.sha256.to_string());
-            let signed =
-                image.signed_at.map(|time| (format!("image {name} signed"), time.to_string()));
-            facts.extend(signed);
+            let of_image = image.facts().into_iter();
+            facts.extend(of_image.map(|(fact, value)| (format!("image {name} {fact}"), value)));
         }
         for (name, guest) in &self.guest {
-            facts.insert(format!("{name} kernel"), guest.kernel.clone());
-            facts.extend(guest.hypervisor.clone().map(|it| (format!("{name} hypervisor"), it)));
-            let packages = guest.packages.iter();
-            facts.extend(
-                packages.map(|(package, version)| {
-                    (format!("{name} package {package}"), version.clone())
-                }),
-            );
+            let of_guest = guest.facts().into_iter();
+            facts.extend(of_guest.map(|(fact, value)| (format!("{name} {fact}"), value)));
         }
         facts
     }
@@ -185,19 +213,70 @@ impl Lock {
 
 impl LockedImage {
     fn of(image: &VerifiedImage) -> Self {
+        let packages = match image.provenance() {
+            Provenance::Built { record } => BuildRecord::deserialize(record).ok(),
+            _ => None,
+        };
         LockedImage {
             version: image.version().to_owned(),
             sha256: image.sha256(),
             signed_at: image.signed_at(),
+            packages: packages.map(|record| record.packages).unwrap_or_default(),
         }
+    }
+
+    fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = of_packages(&self.packages);
+        facts.insert("version".to_owned(), self.version.clone());
+        facts.insert("sha256".to_owned(), self.sha256.to_string());
+        facts.extend(self.signed_at.map(|time| ("signed".to_owned(), time.to_string())));
+        facts
+    }
+
+    fn diff(&self, other: &Self) -> Diff {
+        Diff { old: self.facts(), new: other.facts() }
     }
 }
 
 impl LockedGuest {
-    async fn of(machines: &Machines, guest: &str) -> Result<Self> {
-        let host = machines.host(guest).await?;
-        installed(&*host).await
+    fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = of_packages(&self.packages);
+        facts.insert("kernel".to_owned(), self.kernel.clone());
+        facts.extend(self.hypervisor.clone().map(|version| ("hypervisor".to_owned(), version)));
+        facts
     }
+
+    /// Returns what differs from `self` to `other`.
+    pub(super) fn diff(&self, other: &Self) -> Diff {
+        Diff { old: self.facts(), new: other.facts() }
+    }
+}
+
+fn of_packages(packages: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    packages.iter().map(|(name, version)| (format!("package {name}"), version.clone())).collect()
+}
+
+/// Returns what L0 runs the outermost guests with, and its kernel's release.
+async fn of_l0(machines: &Machines) -> Result<(String, String)> {
+    let hypervisor = hypervisor(machines, None).await?.unwrap_or_default();
+    let kernel = machines.l0().check(&Command::new("uname").arg("-r")).await?.text();
+    Ok((hypervisor, kernel.trim().to_owned()))
+}
+
+/// Returns what `host` (`None`: L0) runs guests with, if it has any; more than one hypervisor with commas.
+///
+/// # Errors
+/// Those of the hypervisors' probes.
+pub(super) async fn hypervisor(machines: &Machines, host: Option<&str>) -> Result<Option<String>> {
+    let mut found = BTreeSet::new();
+    for machine in &machines.blueprint().machines {
+        if machine.parent.as_ref().map(GuestName::as_str) == host {
+            let probe = machines.probe(machine.name.as_str()).await?;
+            found.insert(format!("{} {}", machine.outer, probe.version));
+        }
+    }
+    let found: Vec<String> = found.into_iter().collect();
+    Ok((!found.is_empty()).then(|| found.join(", ")))
 }
 
 /// Returns the kernel and the packages of `host`.
@@ -213,8 +292,8 @@ pub(super) async fn installed(host: &dyn Host) -> Result<LockedGuest> {
 }
 
 /// The name that an image has in a lock.
-fn key(image: &VerifiedImage) -> String {
-    format!("{}.{}", image.name(), image.format())
+fn key(name: &ImageName, format: ImageFormat) -> String {
+    format!("{name}.{format}")
 }
 
 /// What differs between two locks; its `Display` is for reading, a line a difference.
@@ -256,6 +335,7 @@ mod tests {
             version: version.to_owned(),
             sha256: Sha256::from_bytes([7; 32]),
             signed_at: None,
+            packages: BTreeMap::new(),
         };
         let pair = |(name, version): &(&str, &str)| ((*name).to_owned(), (*version).to_owned());
         let guest = LockedGuest {
@@ -268,6 +348,7 @@ mod tests {
             recipe: "demo".to_owned(),
             image: BTreeMap::from([("a.ova".to_owned(), image)]),
             l0: "qemu 10.0.2".to_owned(),
+            l0_kernel: "6.12.41".to_owned(),
             guest: BTreeMap::from([("l1".to_owned(), guest)]),
         }
     }
@@ -290,6 +371,31 @@ mod tests {
         let expected = "~ image a.ova version: 1 → 2\n~ l1 package a:all: 1 → 2\n\
                         - l1 package b:all: 1\n+ l1 package c:all: 1\n";
         assert_eq!(old.diff(&new).to_string(), expected);
+    }
+
+    #[test]
+    fn what_a_lock_does_not_name_is_not_built_as_it_comes() {
+        let lock = lock("1", &[]);
+        assert!(lock.guest("l1").is_ok());
+        let error = lock.guest("l2").expect_err("is not in it");
+        assert_eq!(error.kind(), Kind::Recipe);
+        assert!(error.message().contains("does not name the guest l2"), "{error}");
+        let name = "a".parse().expect("a name");
+        assert!(lock.image(&name, ImageFormat::Ova).is_ok());
+        assert!(lock.image(&name, ImageFormat::Raw).is_err());
+    }
+
+    #[test]
+    fn a_guest_differs_from_its_lock_in_kernel_hypervisor_and_packages() {
+        let locked = lock("1", &[("a:all", "1")]).guest["l1"].clone();
+        let now = LockedGuest {
+            kernel: "7.2.14-amd64".to_owned(),
+            hypervisor: Some("virtualbox 7.2.24".to_owned()),
+            packages: BTreeMap::from([("a:all".to_owned(), "2".to_owned())]),
+        };
+        let expected = "~ hypervisor: virtualbox 7.2.22 → virtualbox 7.2.24\n\
+                        ~ kernel: 7.2.13-amd64 → 7.2.14-amd64\n~ package a:all: 1 → 2\n";
+        assert_eq!(locked.diff(&now).to_string(), expected);
     }
 
     #[test]

@@ -31,8 +31,9 @@ pub(super) struct Obtain {
 #[async_trait]
 impl Action for Obtain {
     async fn check(&self, _context: &Context) -> Result<Check> {
-        let Some(image) = self.world.find_image(&self.manifest, self.made)? else {
-            return Ok(Check::Needed("it is not in the store".to_owned()));
+        let image = match self.world.find_image(&self.manifest, self.made)? {
+            Ok(image) => image,
+            Err(why) => return Ok(Check::Needed(why)),
         };
         if let Some(lock) = &self.world.lock {
             lock.admits(&image)?;
@@ -53,28 +54,47 @@ impl Action for Obtain {
     }
 }
 
+/// A file to place.
+struct Source {
+    path: Utf8PathBuf,
+    /// Its digest, if it is the image's own file; what is derived from an image has another.
+    proven: Option<Sha256>,
+}
+
 /// Puts a guest's image and its seed volume into the guest's folder on its host, and proves there that
 /// it arrived as it was.
 pub(super) struct Place {
     pub(super) spot: Spot,
     pub(super) manifest: Manifest,
-    /// The digest of the file in the form that is placed, computed once.
+    /// The digest of a file that was derived from the image, computed once.
     pub(super) digest: OnceCell<Sha256>,
 }
 
 impl Place {
-    /// Returns the file to place, in its form, if the image is in the store.
-    async fn source(&self, wanted: &MachineImage, feed: &Feed) -> Result<Utf8PathBuf> {
+    /// Returns the file to place, in its form; else why the image is not in the store.
+    async fn source(&self, wanted: &MachineImage, feed: &Feed) -> Result<Result<Source, String>> {
         let world = &self.spot.world;
-        let image = world.find_image(&self.manifest, wanted.made)?.ok_or_else(|| {
-            Error::failed(format!("{} is not in the store any more", wanted.name))
-                .hint("run the same command again: it is fetched or built anew")
-        })?;
-        world.in_form(&image, wanted.form, feed).await
+        Ok(match world.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => Ok(world.in_form(&image, wanted.form, feed).await?),
+            Err(why) => Err(why),
+        })
     }
 
-    async fn digest(&self, file: &Utf8Path) -> Result<Sha256> {
-        let file = file.to_owned();
+    /// Notes that the lab is made from the image, also if another lab got it.
+    fn hold(&self, wanted: &MachineImage) -> Result<()> {
+        let world = &self.spot.world;
+        match world.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => world.store.hold(&image, world.machines.lab().name()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Returns the digest that the file must have where it lands.
+    async fn digest(&self, source: &Source) -> Result<Sha256> {
+        if let Some(proven) = source.proven {
+            return Ok(proven);
+        }
+        let file = source.path.clone();
         let digest = self.digest.get_or_try_init(|| async {
             tokio::task::spawn_blocking(move || Sha256::of_file(&file))
                 .await
@@ -104,7 +124,10 @@ impl Place {
         {
             return Ok(Check::Needed("its seed volume is missing".to_owned()));
         }
-        let source = self.source(wanted, &context.feed).await?;
+        let source = match self.source(wanted, &context.feed).await? {
+            Ok(source) => source,
+            Err(why) => return Ok(Check::Needed(format!("{}: {why}", wanted.name))),
+        };
         Ok(match mismatch(&*seat.host, media, self.digest(&source).await?).await? {
             None => Check::Satisfied,
             Some(why) => Check::Needed(why),
@@ -162,14 +185,18 @@ impl Action for Place {
         let directory = &seat.machine.spec.directory;
         let make = Command::new("mkdir").args(["-p", "-m", "0700", "--", directory.as_str()]);
         seat.host.check(&make).await?;
-        let source = self.source(image, &context.feed).await?;
+        let source = self.source(image, &context.feed).await?.map_err(|why| {
+            Error::failed(format!("{}: {why}", image.name))
+                .hint("run the same command again: it is fetched or built anew")
+        })?;
+        self.hold(image)?;
         context.feed.doing(format!("copying it to {}", seat.host.name()));
-        context.or_cancelled(seat.host.put(&source, media, 0o600, &context.feed)).await?;
+        context.or_cancelled(seat.host.put(&source.path, media, 0o600, &context.feed)).await?;
         let digest = self.digest(&source).await?;
         if let Some(why) = mismatch(&*seat.host, media, digest).await? {
             return Err(Error::new(Kind::Untrusted, why)
                 .on(seat.host.name())
-                .hint("something changed it on its way: run the same command again"));
+                .hint("something changed it here or on its way: run the same command again"));
         }
         self.seed(&seat, context).await
     }
@@ -201,19 +228,48 @@ async fn mismatch(host: &dyn Host, path: &Utf8Path, wanted: Sha256) -> Result<Op
 }
 
 impl super::World {
-    /// Returns the image of `machine`, if it is made from one that is in the store.
+    /// Returns the image that `machine` was made from, if it is made from one: the newest of its name that
+    /// the lab holds.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] if the lab holds none.
     pub(super) fn image_of(&self, machine: &Machine) -> Result<Option<VerifiedImage>> {
-        match (&machine.image, self.images.manifest(&machine.name)) {
-            (Some(image), Some(manifest)) => self.find_image(manifest, image.made),
-            _ => Ok(None),
-        }
+        let manifest = self.images.manifest(&machine.name);
+        let (Some(image), Some(manifest)) = (&machine.image, manifest) else { return Ok(None) };
+        let format = manifest.download().map_or(image.made, |download| download.format);
+        let mut held = self.store.held(self.machines.lab().name())?;
+        held.retain(|held| held.name() == manifest.name() && held.format() == format);
+        let newest = held.pop();
+        newest.map(Some).ok_or_else(|| {
+            let what = format!("the image store does not have what {} was made from", machine.name);
+            Error::new(Kind::Usage, what).hint("give the --cache-dir that the lab was built with")
+        })
     }
 
-    /// Returns `manifest`'s image from the store, if it is there in the format that it is made in.
-    fn find_image(&self, manifest: &Manifest, made: ImageFormat) -> Result<Option<VerifiedImage>> {
-        match manifest.build() {
+    /// Returns `manifest`'s image from the store in the format that it is made in; else why it is to be got.
+    fn find_image(
+        &self,
+        manifest: &Manifest,
+        made: ImageFormat,
+    ) -> Result<Result<VerifiedImage, String>> {
+        if let Some(lock) = &self.lock {
+            // It may be there still, although a newer one has taken its place.
+            let format = manifest.download().map_or(made, |download| download.format);
+            let locked = lock.image(manifest.name(), format)?;
+            if let Ok(Some(image)) = self.store.find_digest(manifest.name(), &locked.sha256) {
+                return Ok(Ok(image));
+            }
+        }
+        let found = match manifest.build() {
             Some(_) => image::build::find(manifest, &self.store, &self.build_options(made)?),
             None => self.store.find(manifest),
+        };
+        match found {
+            Ok(Some(image)) => Ok(Ok(image)),
+            Ok(None) => Ok(Err("it is not in the store".to_owned())),
+            // Whoever gets it sets this one aside.
+            Err(error) if error.kind() == Kind::Untrusted => Ok(Err(error.message().to_owned())),
+            Err(error) => Err(error),
         }
     }
 
@@ -239,17 +295,16 @@ impl super::World {
         image: &VerifiedImage,
         form: ImageFormat,
         feed: &Feed,
-    ) -> Result<Utf8PathBuf> {
+    ) -> Result<Source> {
+        let proven = Source { path: image.path(), proven: Some(image.sha256()) };
         let format = match form {
             ImageFormat::Qcow2 => DiskFormat::Qcow2,
             ImageFormat::Raw => DiskFormat::Raw,
             ImageFormat::Vdi => DiskFormat::Vdi,
             ImageFormat::Vmdk => DiskFormat::Vmdk,
-            ImageFormat::Ova | ImageFormat::Iso | ImageFormat::LibvirtTarXz => {
-                image.recheck()?;
-                return Ok(image.path());
-            }
+            ImageFormat::Ova | ImageFormat::Iso | ImageFormat::LibvirtTarXz => return Ok(proven),
         };
-        image::convert::disk(image, format, feed).await
+        let path = image::convert::disk(image, format, feed).await?;
+        Ok(if path == proven.path { proven } else { Source { path, proven: None } })
     }
 }

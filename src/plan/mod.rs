@@ -2,7 +2,7 @@
 //!
 //! A plan's way through the module: recipe and budget → [`blueprint`] (the machines, settled) →
 //! [`machines`] (the same, to act on) → [`chain`] (the graph of steps). What the steps do is in `media`,
-//! `vm` and `provision`; how to take it all away again in [`removal`].
+//! `vm`, `provision` and, for a lab that is built by a lock, `pin`; how to take it all away again in [`removal`].
 //!
 //! This module decides *what* must happen and in which order. It must not know how a plan is run
 //! (`engine`) or shown (`report`, `cli`).
@@ -17,6 +17,7 @@ pub mod lock;
 pub mod machines;
 mod media;
 mod network;
+mod pin;
 mod provision;
 pub mod removal;
 pub mod step;

@@ -3,14 +3,13 @@
 use async_trait::async_trait;
 
 use super::action::Action;
-use super::lock::{self, LockedGuest};
 use super::step::{Check, Context, StepId};
 use super::world::{Spot, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
 use crate::event::Level;
 use crate::guest::apt::{self, Package, Task};
 use crate::guest::{hypervisor, kernel, proof, reboot};
-use crate::host::{Command, Host, Patience};
+use crate::host::{Command, Patience};
 use crate::hypervisor::virtualbox::VirtualBox;
 use crate::lab::status::StepState;
 use crate::preflight::{self, Finding, Needs, Stage, Verdict};
@@ -47,58 +46,6 @@ impl Action for Apt {
 
     async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
         Ok(vec![self.task.command(Patience::NATIVE)])
-    }
-}
-
-/// Brings every package to the version that a lock names; instead of an upgrade.
-pub(super) struct Pin {
-    pub(super) spot: Spot,
-    pub(super) locked: LockedGuest,
-}
-
-impl Pin {
-    /// Returns the packages that are not as locked, each with the locked version.
-    async fn differing(&self, host: &dyn Host) -> Result<Vec<Package>> {
-        let now = lock::installed(host).await?;
-        let differs =
-            |(name, version): &(&String, &String)| now.packages.get(*name) != Some(*version);
-        self.locked
-            .packages
-            .iter()
-            .filter(differs)
-            .map(|(name, version)| {
-                // `all` is an architecture of packages, not one that apt takes.
-                let name = name.strip_suffix(":all").unwrap_or(name);
-                let package = format!("{name}={version}").parse::<Package>();
-                package.map_err(|error| Error::new(Kind::Recipe, error).context("the lock"))
-            })
-            .collect()
-    }
-}
-
-#[async_trait]
-impl Action for Pin {
-    async fn check(&self, context: &Context) -> Result<Check> {
-        let look = async {
-            let inside = self.spot.inside(context).await?;
-            let differing = self.differing(inside.site().host).await?;
-            Ok(match differing.as_slice() {
-                [] => Check::Satisfied,
-                [only] => Check::Needed(format!("{only} is locked")),
-                several => Check::Needed(format!("{} packages are not as locked", several.len())),
-            })
-        };
-        unless_unreachable(look.await)
-    }
-
-    async fn apply(&self, context: &Context) -> Result<()> {
-        let inside = self.spot.inside(context).await?;
-        let packages = self.differing(inside.site().host).await?;
-        apt::apply(inside.site(), &Task::Pin { packages }).await.map_err(|error| {
-            error.context("what is locked cannot be had").hint(
-                "the mirror keeps only the newest versions: name one that keeps all (a snapshot) as the recipe's `mirror`",
-            )
-        })
     }
 }
 

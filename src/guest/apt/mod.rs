@@ -3,6 +3,7 @@
 //! Each [`Task`] has a check of its own ([`why`]), since apt exits 0 over mirrors that it could not
 //! reach and packages that do nothing.
 
+mod archive;
 mod lock;
 mod repair;
 mod run;
@@ -14,6 +15,8 @@ mod trouble;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use archive::{Missing, missing};
+pub use run::Reader;
 pub use task::{Package, Task};
 
 use super::{Site, clock};
@@ -57,7 +60,7 @@ pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
     match task {
         Task::Update => why_update(site).await,
         Task::FullUpgrade => why_upgrade(site).await,
-        Task::Install { packages, .. } | Task::Pin { packages } => {
+        Task::Install { packages, .. } | Task::Pin { packages, .. } => {
             why_install(site, packages).await
         }
     }
@@ -81,6 +84,10 @@ pub async fn apply(site: Site<'_>, task: &Task) -> Result<()> {
         space::check(site, task).await?;
     }
     until_done(site, task).await?;
+    if *task != Task::Update && why(site, task).await?.is_some() {
+        // What succeeded may have been the same command of an earlier run that nobody waited for.
+        until_done(site, task).await?;
+    }
     if *task == Task::Update {
         let stamp = Command::new("sh").args(["-c", STAMP_LISTS, "stamp-lists", STAMP]);
         site.host.check(&stamp.privileged()).await?;

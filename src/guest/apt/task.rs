@@ -20,6 +20,11 @@ impl Package {
         &self.0
     }
 
+    /// Returns the version, if there is one.
+    pub fn version(&self) -> Option<&str> {
+        self.0.split_once('=').map(|(_, version)| version)
+    }
+
     /// Returns the name without the version, as dpkg takes it.
     pub fn name(&self) -> &str {
         self.0.split_once('=').map_or(self.0.as_str(), |(name, _)| name)
@@ -74,6 +79,8 @@ pub enum Task {
     Pin {
         /// The packages, each with its version.
         packages: Vec<Package>,
+        /// Packages that are to go.
+        removed: Vec<Package>,
     },
 }
 
@@ -92,8 +99,9 @@ impl Task {
                 let names: Vec<_> = packages.iter().map(Package::as_str).collect();
                 format!("install {}", names.join(" "))
             }
-            Task::Pin { packages } => {
-                format!("bring {} packages to their locked versions", packages.len())
+            Task::Pin { packages, removed } => {
+                let count = packages.len() + removed.len();
+                format!("bring {count} packages to what is locked")
             }
         }
     }
@@ -109,7 +117,7 @@ impl Task {
     }
 
     fn words(&self) -> Vec<String> {
-        match self {
+        let words = match self {
             // Without the error mode, apt-get exits 0 when a mirror could not be reached.
             Task::Update => vec!["-o", "APT::Update::Error-Mode=any", "update"],
             Task::FullUpgrade => vec!["full-upgrade"],
@@ -121,14 +129,17 @@ impl Task {
                     .chain(packages.iter().map(Package::as_str))
                     .collect()
             }
-            Task::Pin { packages } => ["install", "--no-install-recommends", "--allow-downgrades"]
-                .into_iter()
-                .chain(packages.iter().map(Package::as_str))
-                .collect(),
-        }
-        .into_iter()
-        .map(str::to_owned)
-        .collect()
+            Task::Pin { packages, removed } => {
+                return ["install", "--no-install-recommends", "--allow-downgrades"]
+                    .into_iter()
+                    .chain(packages.iter().map(Package::as_str))
+                    .map(str::to_owned)
+                    // apt's own notation for "remove this one".
+                    .chain(removed.iter().map(|package| format!("{}-", package.name())))
+                    .collect();
+            }
+        };
+        words.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -172,6 +183,10 @@ mod tests {
             told(Task::install([package("virtualbox")])),
             format!("{common} install --no-install-recommends virtualbox")
         );
+        let pin =
+            Task::Pin { packages: vec![package("nl=2")], removed: vec![package("old:amd64")] };
+        let words = "install --no-install-recommends --allow-downgrades nl=2 old:amd64-";
+        assert_eq!(told(pin), format!("{common} {words}"));
     }
 
     #[test]

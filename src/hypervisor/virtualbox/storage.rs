@@ -158,61 +158,32 @@ pub(crate) fn set_ports(vm: &str, controller: &str, ports: u32) -> Act {
 /// Returns what attaches the guest's disk. It gets a UUID of its own: two guests' disks may be copies of
 /// one image, and VirtualBox refuses to know two media of one UUID.
 pub(crate) fn attach_disk(vm: &str, slot: &Slot, file: &Utf8Path) -> Act {
-    manage([
-        "storageattach",
-        vm,
-        "--storagectl",
-        &slot.controller,
-        "--port",
-        &slot.port.to_string(),
-        "--device",
-        "0",
-        "--type",
-        "hdd",
-        "--medium",
-        file.as_str(),
-        "--setuuid",
-        "",
-    ])
+    attach(vm, slot, "hdd", file, ["--setuuid", ""])
 }
 
 /// Returns what attaches the seed. It is written through: snapshots leave it, and its path, alone.
 /// VirtualBox has no read-only hard disks; the file is this VM's own copy.
 pub(crate) fn attach_seed(vm: &str, slot: &Slot, file: &Utf8Path) -> Act {
-    manage([
-        "storageattach",
-        vm,
-        "--storagectl",
-        &slot.controller,
-        "--port",
-        &slot.port.to_string(),
-        "--device",
-        "0",
-        "--type",
-        "hdd",
-        "--medium",
-        file.as_str(),
-        "--mtype",
-        "writethrough",
-    ])
+    attach(vm, slot, "hdd", file, ["--mtype", "writethrough"])
 }
 
 /// Returns what puts an ISO into the drive at `slot`.
 pub(crate) fn attach_iso(vm: &str, slot: &Slot, iso: &Utf8Path) -> Act {
-    manage([
-        "storageattach",
-        vm,
-        "--storagectl",
-        &slot.controller,
-        "--port",
-        &slot.port.to_string(),
-        "--device",
-        "0",
-        "--type",
-        "dvddrive",
-        "--medium",
-        iso.as_str(),
-    ])
+    attach(vm, slot, "dvddrive", iso, [])
+}
+
+fn attach<const N: usize>(
+    vm: &str,
+    slot: &Slot,
+    kind: &str,
+    medium: &Utf8Path,
+    options: [&str; N],
+) -> Act {
+    let port = slot.port.to_string();
+    let place = ["--storagectl", &slot.controller, "--port", &port, "--device", "0"];
+    let what = ["--type", kind, "--medium", medium.as_str()];
+    let words = ["storageattach", vm].into_iter().chain(place).chain(what).chain(options);
+    Act::Manage(words.map(str::to_owned).collect())
 }
 
 /// Returns what grows the disk in `file`. By its path: VirtualBox does not find a medium by a UUID that it

@@ -213,6 +213,13 @@ impl Store {
         Ok(())
     }
 
+    /// Returns the images that `lab` needs, by name, each name's oldest first; files are not read.
+    pub fn held(&self, lab: &LabName) -> Result<Vec<VerifiedImage>> {
+        let mut images = self.list()?;
+        images.retain(|image| image.folder.join("users").join(lab.as_str()).exists());
+        Ok(images)
+    }
+
     /// Notes that `lab` needs no image any more.
     pub fn release(&self, lab: &LabName) -> Result<()> {
         for (_, folder) in self.content_folders()? {

@@ -148,6 +148,7 @@ fn pruning_keeps_the_newest_and_what_a_lab_holds() {
     assert!(!old.path().exists() && held.path().exists() && new.path().exists());
     place.store.prune(Prune::Unused, false).expect("prunes");
     assert!(held.path().exists() && !new.path().exists());
+    assert_eq!(place.store.held(&lab).expect("lists"), [held]);
     place.store.release(&lab).expect("releases");
     place.store.prune(Prune::Unused, false).expect("prunes");
     assert_eq!(place.store.list().expect("lists"), []);
