@@ -22,6 +22,9 @@ use crate::lab::Lab;
 use crate::preflight::Prober;
 use crate::recipe::HypervisorKind;
 
+/// A probe's answer, once it is there.
+type ProbeCell = Arc<OnceCell<Arc<Probe>>>;
+
 /// The machines of a lab.
 #[derive(Debug)]
 pub struct Machines {
@@ -31,7 +34,7 @@ pub struct Machines {
     drivers: Drivers,
     sessions: Mutex<BTreeMap<String, Arc<Ssh>>>,
     /// What each host runs guests with, by the host's name: probed once, since that runs a guest.
-    probes: Mutex<BTreeMap<(String, HypervisorKind), Arc<OnceCell<Arc<Probe>>>>>,
+    probes: Mutex<BTreeMap<(String, HypervisorKind), ProbeCell>>,
 }
 
 /// A guest as seen from the host that runs it, with the host held.
