@@ -12,7 +12,7 @@ use nestlab::hypervisor::virtualbox::{Former, SNAPSHOT_BEFORE, VirtualBox};
 use nestlab::hypervisor::{
     Actual, Change, Firmware, GuestSpec, Hypervisor, Media, Origin, Power, Stop,
 };
-use nestlab::recipe::{Cpus, Mebibytes};
+use nestlab::recipe::{Amount, Cpus, Mebibytes};
 use support::Bench;
 
 fn names(changes: &[Change]) -> Vec<&str> {
@@ -26,7 +26,7 @@ fn value<'a>(actual: &'a Actual, setting: &str) -> &'a str {
 #[tokio::test]
 async fn an_appliance_that_virtualbox_exported_becomes_a_guest_and_goes_without_a_trace() {
     let mut bench = Bench::appliance().await;
-    bench.spec.nested = true;
+    bench.spec.nested = Some(true);
     bench.spec.disk = Mebibytes::new(64);
     assert_eq!(bench.inspect().await, None);
     let actual = bench.up().await;
@@ -197,8 +197,8 @@ async fn a_guest_whose_settings_file_was_deleted_is_removed() {
 #[tokio::test]
 async fn a_vm_of_the_users_is_adopted_with_a_snapshot_and_given_back_as_it_was() {
     let mut bench = Bench::existing("My \"own\" VM", true).await;
-    bench.spec.nested = true;
-    bench.spec.cpus = Cpus::new(2).unwrap();
+    bench.spec.nested = Some(true);
+    bench.spec.cpus = Amount::Just(Cpus::new(2).unwrap());
     bench.spec.networks = vec!["nestlab-demo-lan".into()];
     let before = bench.host.settings(bench.uuid()).await;
 
@@ -304,6 +304,45 @@ async fn the_host_key_is_read_set_and_in_force() {
     assert_eq!(key().await, wanted.to_string());
     let raw = bench.host.vbox(&["getextradata", "global", "GUI/Input/HostKeyCombination"]).await;
     assert!(raw.contains("Value: ") && raw.contains("65507"), "{raw}");
+}
+
+#[tokio::test]
+async fn a_host_key_that_was_set_or_not_set_before_comes_back() {
+    let bench = Bench::existing("x", false).await;
+    let raw =
+        async || bench.host.vbox(&["getextradata", "global", "GUI/Input/HostKeyCombination"]).await;
+    for before in [None, Some("65481")] {
+        if let Some(codes) = before {
+            let set = ["setextradata", "global", "GUI/Input/HostKeyCombination", codes];
+            bench.host.vbox(&set).await;
+        }
+        let was = raw().await;
+        let former = bench.driver.former_host_key(bench.host()).await.unwrap();
+        bench.driver.set_host_key(bench.host(), &"F9".parse().unwrap()).await.unwrap();
+        assert_ne!(raw().await, was);
+        let kept = serde_json::to_string(&former).unwrap();
+        let former: Former = serde_json::from_str(&kept).unwrap();
+        bench.driver.restore_former(bench.host(), &former, &Feed::silent()).await.unwrap();
+        assert_eq!(raw().await, was, "{before:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_of_the_users_keeps_its_cpus_and_memory_within_what_its_guests_demand() {
+    let mut bench = Bench::existing("Mine", false).await;
+    let sizes = async |bench: &Bench| {
+        let actual = bench.up().await;
+        (value(&actual, "cpus").to_owned(), value(&actual, "memory").to_owned())
+    };
+    let (cpus, memory) = (|count| Cpus::new(count).unwrap(), |mib| Mebibytes::new(mib).unwrap());
+    (bench.spec.cpus, bench.spec.memory) = (Amount::Kept, Amount::Kept);
+    assert_eq!(sizes(&bench).await, ("3".into(), "2048".into()));
+    bench.spec.cpus = Amount::AtMost { most: cpus(4) };
+    bench.spec.memory = Amount::AtLeast { least: memory(1024) };
+    assert_eq!(sizes(&bench).await, ("3".into(), "2048".into()));
+    bench.spec.cpus = Amount::AtMost { most: cpus(2) };
+    bench.spec.memory = Amount::AtLeast { least: memory(3072) };
+    assert_eq!(sizes(&bench).await, ("2".into(), "3072".into()));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use console::style;
 
-use crate::recipe::budget::GuestView;
+use crate::recipe::budget::{GuestView, WayOut};
 
 /// Returns several lines for each guest: what it is, then each value and, if it was derived, why.
 pub(crate) fn lines(guests: &[GuestView]) -> String {
@@ -33,14 +33,47 @@ pub(crate) fn lines(guests: &[GuestView]) -> String {
     out
 }
 
+/// Returns a line for each Host Key: which it is, what it leaves, and why it is this one.
+pub(crate) fn keys(ways_out: &[WayOut]) -> String {
+    let mut out = String::new();
+    if !ways_out.is_empty() {
+        let _ = writeln!(out, "\n{}", style("Host Keys").bold());
+    }
+    for way in ways_out {
+        let leaves = match way.leaves.as_slice() {
+            [] => format!("the VMs of {}", way.host),
+            guests => guests.join(", "),
+        };
+        let what = format!("leaves {leaves} ({}'s)", way.host);
+        let line = format!("  {:<11} {what:<20} {}", way.key, style(&way.why).dim());
+        let _ = writeln!(out, "{line}");
+    }
+    out
+}
+
+/// Returns in a line which key leaves which guest's window, for the person who just built them.
+pub(crate) fn keys_in_short(ways_out: &[WayOut]) -> Option<String> {
+    let used: Vec<String> = ways_out
+        .iter()
+        .filter(|way| !way.leaves.is_empty())
+        .map(|way| format!("{} leaves {}", way.key, way.leaves.join(" and ")))
+        .collect();
+    (!used.is_empty()).then(|| format!("in a window of VirtualBox, {}", used.join("; ")))
+}
+
 /// Returns what is shown of a guest: the label, the field's name in [`GuestView`], the value.
 fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
+    let kept = |field: &str| guest.kept.get(field).cloned();
     let amount = |mib: u64| {
         crate::recipe::Mebibytes::new(mib).map_or_else(|| mib.to_string(), |a| a.to_string())
     };
     let mut values = vec![
-        ("cpus", "cpus", guest.cpus.to_string()),
-        ("memory", "memory_mib", amount(guest.memory_mib)),
+        ("cpus", "cpus", kept("cpus").unwrap_or_else(|| guest.cpus.unwrap_or(1).to_string())),
+        (
+            "memory",
+            "memory_mib",
+            kept("memory_mib").unwrap_or_else(|| amount(guest.memory_mib.unwrap_or(0))),
+        ),
         ("disk", "disk_mib", guest.disk_mib.map_or("as it is".to_owned(), amount)),
         ("subnet", "subnet", guest.subnet.clone()),
     ];
@@ -54,7 +87,10 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
     if let Some(hypervisor) = &guest.hypervisor {
         let all = [std::slice::from_ref(hypervisor), &guest.further_hypervisors].concat();
         values.push(("hypervisor", "hypervisor", all.join(", ")));
-        values.push(("nested", "nested", "on".to_owned()));
+    }
+    if guest.nested || !guest.derived.contains_key("nested") {
+        let nested = if guest.nested { "on" } else { "off" };
+        values.push(("nested", "nested", nested.to_owned()));
     }
     if let Some(key) = &guest.host_key {
         values.push(("host key", "host_key", key.clone()));

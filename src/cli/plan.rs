@@ -16,7 +16,7 @@ use crate::event::Feed;
 use crate::host::{Command, quote};
 use crate::lab::Labs;
 use crate::plan::{self, Check, Context, Plan, StepId, World};
-use crate::recipe::budget::GuestView;
+use crate::recipe::budget::{GuestView, WayOut};
 use crate::recipe::{LabName, Recipe};
 
 /// Show what `up` would do, and why; change nothing
@@ -44,6 +44,8 @@ struct Answer {
     schema: u32,
     lab: String,
     guests: Vec<GuestView>,
+    /// The Host Key of every VirtualBox, the outermost first.
+    host_keys: Vec<WayOut>,
     steps: Vec<StepView>,
 }
 
@@ -75,6 +77,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         schema: 1,
         lab: name.to_string(),
         guests: world.budget.view(&world.recipe),
+        host_keys: world.budget.ways_out(&world.recipe),
         steps: views(&plan, checks, &context).await?,
     };
     if globals.json {
@@ -118,6 +121,7 @@ async fn views(
 fn text(answer: &Answer) -> String {
     let mut out = format!("lab {}\n", style(&answer.lab).bold());
     out.push_str(&guests::lines(&answer.guests));
+    out.push_str(&guests::keys(&answer.host_keys));
     let open = answer.steps.iter().filter(|step| step.state != "satisfied").count();
     let _ = writeln!(out, "\nsteps ({open} of {} to do)", answer.steps.len());
     for step in &answer.steps {

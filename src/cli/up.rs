@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::session::{Told, command_line};
-use super::{Globals, bundle, doctor, lock, output};
+use super::{Globals, bundle, doctor, guests, lock, output};
 use crate::engine;
 use crate::error::Result;
 use crate::event::Level;
@@ -98,6 +98,11 @@ async fn build(
     world.machines.blueprint().keep(held)?;
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
     let journal = held.journal()?;
+    if globals.json
+        && let Some(keys) = guests::keys_in_short(&world.budget.ways_out(&world.recipe))
+    {
+        told.feed.notice(Level::Info, keys);
+    }
     let summary = engine::run(&plan, options, journal, told.feed.clone(), told.cancel()).await;
     summary.into_result()?;
     Ok(world)
@@ -124,5 +129,7 @@ fn reached(world: &World, lab: &Lab) -> String {
     for machine in enterable {
         lines.push_str(&format!("nestlab ssh {} --lab {}\n", machine.name, lab.name()));
     }
+    let ways_out = world.budget.ways_out(&world.recipe);
+    lines.extend(guests::keys_in_short(&ways_out).map(|line| format!("{line}\n")));
     lines
 }

@@ -9,6 +9,7 @@ use super::Site;
 use crate::error::{Error, Kind, Result};
 use crate::host::Command;
 use crate::hypervisor::HypervisorKind;
+use crate::hypervisor::virtualbox::remedies;
 
 /// Prints what is known about virtualization, one `name=value` a line; what is not known is left out.
 const SURVEY: &str = r#"
@@ -144,6 +145,30 @@ pub async fn prove(site: Site<'_>, kind: HypervisorKind) -> Result<()> {
     judge(&survey, kind).map_err(|error| error.on(site.host.name()))
 }
 
+/// Looks from inside whether a guest got the hardware virtualization that its VM, run by `outer`, passes on.
+///
+/// # Errors
+/// [`Kind::HostCannot`] with the remedy if it did not: hypervisors drop it without a word.
+pub async fn virtualization(site: Site<'_>, outer: HypervisorKind) -> Result<Virtualization> {
+    let survey = Survey::take(site).await?;
+    survey.virtualization().ok_or_else(|| passed_nothing(outer).on(site.host.name()))
+}
+
+fn passed_nothing(outer: HypervisorKind) -> Error {
+    let error = Error::new(
+        Kind::HostCannot,
+        "nested virtualization is on for it, and its processor has neither svm nor vmx",
+    );
+    match outer {
+        HypervisorKind::VirtualBox => {
+            remedies::nested_flag_absent().into_iter().fold(error, Error::hint)
+        }
+        HypervisorKind::Qemu => error.hint(
+            "nested virtualization is off in the machine around it; `nestlab doctor` tells how to turn it on",
+        ),
+    }
+}
+
 /// QEMU can always emulate; VirtualBox needs the processor and its driver.
 fn judge(survey: &Survey, kind: HypervisorKind) -> Result<()> {
     if kind == HypervisorKind::Qemu {
@@ -170,6 +195,7 @@ mod tests {
     use super::*;
     use crate::guest::bench::Bench;
     use crate::host::Local;
+    use crate::host::scripted::Scripted;
 
     #[tokio::test]
     async fn the_survey_runs_on_this_machine_and_names_its_kernel() {
@@ -185,6 +211,19 @@ mod tests {
         let error = judge(&survey, HypervisorKind::VirtualBox).expect_err("cannot");
         assert_eq!(error.kind(), Kind::HostCannot);
         judge(&survey, HypervisorKind::Qemu).expect("emulates");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_was_to_get_virtualization_and_did_not_is_told_what_drops_it() {
+        let look = async |flags: &str| {
+            let host = Scripted::new("l1").expect_with(["sh", "survey"]);
+            let host = host.prints(format!("kernel=6.1\nflags={flags}\n"));
+            virtualization(Bench::new().site(&host), HypervisorKind::VirtualBox).await
+        };
+        assert_eq!(look("fpu svm").await.expect("it got it"), Virtualization::Svm);
+        let error = look("fpu").await.expect_err("it did not");
+        assert_eq!(error.kind(), Kind::HostCannot);
+        assert!(error.report().contains("bcdedit"), "{}", error.report());
     }
 
     #[test]

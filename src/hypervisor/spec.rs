@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::recipe::{Cpus, Mebibytes};
+use crate::recipe::{Amount, Cpus, Mebibytes};
 pub use crate::recipe::{Firmware, Subnet};
 
 /// The name space of the VMs' UUIDs (version 5).
@@ -56,17 +56,17 @@ pub struct GuestSpec {
     /// Where it comes from.
     pub origin: Origin,
     /// Virtual CPUs.
-    pub cpus: Cpus,
+    pub cpus: Amount<Cpus>,
     /// Memory.
-    pub memory: Mebibytes,
+    pub memory: Amount<Mebibytes>,
     /// Grow the disk to this size, if it is smaller.
     pub disk: Option<Mebibytes>,
     /// How it starts.
     pub firmware: Firmware,
     /// A raw FAT volume labelled `CIDATA` with keys and names, attached read-only; see `image::build::seed`.
     pub seed: Option<Utf8PathBuf>,
-    /// Whether it is to run guests itself: nested hardware virtualization on.
-    pub nested: bool,
+    /// Whether it gets nested hardware virtualization; `None`: as an existing VM has it.
+    pub nested: Option<bool>,
     /// Its NAT network.
     pub subnet: Subnet,
     /// Ports of the guest that its host can reach.
@@ -83,6 +83,11 @@ impl GuestSpec {
     /// Returns what tells the VM from all others; the same as long as its name and folder are.
     pub fn uuid(&self) -> Uuid {
         Uuid::new_v5(&VMS, format!("{}\0{}", self.directory, self.vm).as_bytes())
+    }
+
+    /// Returns whether hardware virtualization inside is asked for.
+    pub fn nests(&self) -> bool {
+        self.nested == Some(true)
     }
 }
 

@@ -342,7 +342,11 @@ impl Draft<'_> {
             disk: values.disk.value,
             firmware: values.firmware.value.unwrap_or(Firmware::Bios),
             seed: None,
-            nested: values.nested.value,
+            nested: match (values.nested.value, values.nested.given || !self.guest.is_existing()) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            },
             subnet: values.subnet.value,
             forwards: login
                 .map(|login| Forward { name: SSH_FORWARD.to_owned(), guest_port: login.port })

@@ -11,11 +11,13 @@ use tokio::sync::OnceCell;
 use super::action::{Action, Node, Placed};
 use super::blueprint::{Machine, MachineImage};
 use super::graph::Plan;
+use super::l0;
 use super::lock::LockedGuest;
 use super::media::{Obtain, Place};
 use super::pin::{AsLocked, Pin};
 use super::provision::{
-    Apt, Headers, Install, PREFLIGHT, Preflight, Prove, Reboot, SetHostKey, packages,
+    Apt, Headers, Install, PREFLIGHT, Preflight, Prove, Reboot, SeeVirtualization, SetHostKey,
+    packages,
 };
 use super::step::{Step, StepId};
 use super::vm::{Await, Define, Start};
@@ -32,6 +34,7 @@ pub fn plan(world: Arc<World>, until: Option<&str>) -> Result<Plan> {
     let wanted = wanted(&world, until)?;
     let mut chain = Chain { world: world.clone(), steps: Vec::new(), last: BTreeMap::new() };
     chain.images(&wanted);
+    chain.l0_host_key();
     for machine in &wanted {
         chain.machine(machine)?;
     }
@@ -96,6 +99,15 @@ impl Chain {
         }
     }
 
+    /// L0's Host Key, if the recipe sets it: else it is left alone.
+    fn l0_host_key(&mut self) {
+        let Some(key) = self.world.machines.blueprint().l0_host_key.clone() else { return };
+        let spot = Spot { world: self.world.clone(), guest: l0::NAME.to_owned() };
+        let title = format!("set the Host Key on {}", l0::NAME);
+        let id = StepId::new(l0::NAME, "host-key");
+        self.add(id, None, title, Vec::new(), SetHostKey { spot, key });
+    }
+
     fn machine(&mut self, machine: &Machine) -> Result<()> {
         let mut ready = self.boot(machine);
         if machine.inner.is_some() {
@@ -110,6 +122,11 @@ impl Chain {
         }
         if machine.inner.is_some() {
             ready = self.host(machine, ready);
+        } else if machine.spec.nests() && machine.login.is_some() {
+            let title = format!("prove that {} has virtualization inside", machine.name);
+            let action = SeeVirtualization { spot: self.spot(machine) };
+            let id = StepId::new(&machine.name, "virtualization");
+            ready = self.add(id, Some(machine), title, vec![ready], action);
         }
         if machine.login.is_some()
             && let Some(locked) = self.locked(machine)?

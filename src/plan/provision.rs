@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::action::Action;
+use super::l0;
 use super::step::{Check, Context, StepId};
 use super::world::{Spot, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
@@ -209,6 +210,28 @@ impl Action for Prove {
     }
 }
 
+/// Looks from inside whether a guest that hosts nothing got the virtualization that the recipe wants in it.
+pub(super) struct SeeVirtualization {
+    pub(super) spot: Spot,
+}
+
+#[async_trait]
+impl Action for SeeVirtualization {
+    async fn check(&self, context: &Context) -> Result<Check> {
+        let look = async {
+            let outer = self.spot.world.machines.blueprint().machine(&self.spot.guest)?.outer;
+            let inside = self.spot.inside(context).await?;
+            proof::virtualization(inside.site(), outer).await?;
+            Ok(Check::Satisfied)
+        };
+        unless_unreachable(look.await)
+    }
+
+    async fn apply(&self, _context: &Context) -> Result<()> {
+        Err(went_away(&self.spot))
+    }
+}
+
 /// Returns why a look, which changes nothing, was to be applied.
 fn went_away(spot: &Spot) -> Error {
     Error::new(Kind::Unreachable, "it went away while it was being looked at").on(&spot.guest)
@@ -236,17 +259,30 @@ impl Action for SetHostKey {
         unless_unreachable(look.await)
     }
 
-    async fn apply(&self, _context: &Context) -> Result<()> {
+    async fn apply(&self, context: &Context) -> Result<()> {
         let host = self.spot.world.machines.host(&self.spot.guest).await?;
+        if self.on_l0() {
+            let former = self.virtualbox().former_host_key(&*host).await?;
+            let vm = former.vm.clone();
+            let former = serde_json::to_value(former)
+                .map_err(|error| Error::internal("a former setting is not JSON").because(error))?;
+            context.ledger.former(host.name(), HypervisorKind::VirtualBox, &vm, former).await?;
+        }
         self.virtualbox().set_host_key(&*host, &self.key).await
     }
 
     async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
-        Ok(VirtualBox::host_key_command(&self.key, Platform::Linux).into_iter().collect())
+        let platform = if self.on_l0() { Platform::current() } else { Platform::Linux };
+        Ok(VirtualBox::host_key_command(&self.key, platform).into_iter().collect())
     }
 }
 
 impl SetHostKey {
+    /// Whether it is the user's own VirtualBox, which gets its key back in the end.
+    fn on_l0(&self) -> bool {
+        self.spot.guest == l0::NAME
+    }
+
     fn virtualbox(&self) -> &VirtualBox {
         &self.spot.world.machines.drivers().virtualbox
     }

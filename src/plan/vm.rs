@@ -90,7 +90,7 @@ impl Define {
                 context.feed.notice(Level::Warning, format!("{kind} on {host}: {note}"));
             }
         }
-        if let (true, Nesting::Absent(why)) = (seat.machine.spec.nested, &probe.nesting) {
+        if let (true, Nesting::Absent(why)) = (seat.machine.spec.nests(), &probe.nesting) {
             let text = format!("{} will see neither svm nor vmx: {why}", seat.machine.name);
             context.feed.notice(Level::Warning, text);
         }

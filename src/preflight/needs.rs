@@ -18,7 +18,7 @@ pub struct Needs {
     pub hypervisor: Option<HypervisorKind>,
     /// What is to run guests beside that.
     pub further: Vec<HypervisorKind>,
-    /// Whether one of its guests runs guests itself.
+    /// Whether one of its guests gets nested hardware virtualization.
     pub nests: bool,
     /// Whether it is needed for a recipe at all; without one, nothing fails that only a recipe needs.
     pub recipe: Option<Demand>,
@@ -85,7 +85,7 @@ impl Needs {
         Needs {
             hypervisor: recipe.host.hypervisor.kind(),
             further: recipe.host.further.clone(),
-            nests: recipe.children(None).any(runs_guests),
+            nests: recipe.children(None).any(Guest::nests),
             recipe: Some(Demand { recipe: recipe.clone(), images }),
             mixed: kinds(recipe),
             ..Needs::nothing(directory)
@@ -99,7 +99,7 @@ impl Needs {
             stage,
             hypervisor: Some(guest.hypervisor?),
             further: guest.further.clone(),
-            nests: recipe.children(Some(&guest.name.value)).any(runs_guests),
+            nests: recipe.children(Some(&guest.name.value)).any(Guest::nests),
             mixed: kinds(recipe),
             ..Needs::nothing("/")
         })
@@ -125,10 +125,6 @@ impl Needs {
     pub(super) fn excludes(&self, kind: HypervisorKind) -> bool {
         self.hypervisor.is_some() && !self.requires(kind)
     }
-}
-
-fn runs_guests(guest: &Guest) -> bool {
-    guest.hypervisor.is_some()
 }
 
 fn kinds(recipe: &Recipe) -> BTreeSet<HypervisorKind> {

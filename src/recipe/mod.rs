@@ -7,6 +7,7 @@
 //! This module reads text and numbers only. It must not know hosts, hypervisors' commands or images'
 //! bytes.
 
+mod amount;
 pub mod budget;
 pub mod diagnostic;
 pub mod hostkey;
@@ -23,6 +24,7 @@ pub mod units;
 mod validate;
 pub mod words;
 
+pub use amount::Amount;
 pub use hostkey::{HostKey, Platform};
 pub use model::At;
 pub use read::SCHEMA;

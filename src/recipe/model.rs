@@ -129,9 +129,10 @@ pub(crate) struct GuestTable {
     /// Take a snapshot of the existing VM before its first change.
     pub(crate) snapshot_before: Option<At<bool>>,
     /// Virtual CPUs; left out: one fewer than L0's physical cores for an outermost guest, 1 for a
-    /// deeper one.
+    /// deeper one, an existing VM's own.
     pub(crate) cpus: Option<At<Cpus>>,
-    /// Memory, such as "6GiB"; left out: what the image wants, or what its own guests need and a reserve.
+    /// Memory, such as "6GiB"; left out: what the image wants, or what its own guests need and a reserve;
+    /// an existing VM keeps its own, unless its guests need more.
     pub(crate) memory: Option<At<Mebibytes>>,
     /// The disk's size, such as "40GiB"; left out: the image's own, or room for its own guests.
     pub(crate) disk: Option<At<Mebibytes>>,
@@ -142,6 +143,9 @@ pub(crate) struct GuestTable {
     pub(crate) hypervisor: Option<At<Several<HypervisorKind>>>,
     /// Which of its host's hypervisors runs it; left out: the first of them.
     pub(crate) runs_in: Option<At<HypervisorKind>>,
+    /// Hardware virtualization inside, also for a guest in which nestlab installs no hypervisor; left out:
+    /// on where `hypervisor` is given.
+    pub(crate) nested: Option<At<bool>>,
     /// VirtualBox's Host Key inside; left out: one that differs from all levels around it.
     pub(crate) host_key: Option<At<HostKey>>,
     /// Start it with a window.

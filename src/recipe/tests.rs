@@ -129,6 +129,12 @@ fn every_mistake_is_told_with_its_line_and_what_to_write_instead() {
         ("[[guest]]\nname = \"l1\"\nimage = \"i\"\nmemory = 6", "7:10", "`6` has no unit", "6GiB"),
         ("[[guest]]\nname = \"l1\"\nimage = \"i\"\nmemory = \"6GB\"", "7:10", "`GB`", "GiB"),
         (
+            "[[guest]]\nname = \"l1\"\nimage = \"i\"\nhypervisor = \"qemu\"\nnested = false",
+            "8:10",
+            "l1 runs guests with qemu, which takes nesting",
+            "leave `nested` out",
+        ),
+        (
             "[[guest]]\nname = \"l1\"\nimage = \"i\"\nmemory = \"1MiB\"",
             "7:10",
             "no guest starts with 1MiB",

@@ -92,6 +92,8 @@ pub struct Guest {
     pub further: Vec<HypervisorKind>,
     /// Which of its host's hypervisors runs it, if the recipe says.
     pub runs_in: Option<At<HypervisorKind>>,
+    /// Whether it gets nested hardware virtualization, where the recipe says; [`Guest::nests`] tells.
+    pub nested: Option<bool>,
     /// VirtualBox's Host Key inside.
     pub host_key: Option<At<HostKey>>,
     /// Whether it starts with a window.
@@ -108,6 +110,18 @@ pub struct Guest {
     pub packages: Vec<PackageName>,
     /// How it starts its disk.
     pub firmware: Option<Firmware>,
+}
+
+impl Guest {
+    /// Returns whether it is a VM that existed before.
+    pub fn is_existing(&self) -> bool {
+        matches!(self.source, GuestSource::Existing { .. })
+    }
+
+    /// Returns whether it gets nested hardware virtualization: it runs guests, or the recipe says so.
+    pub fn nests(&self) -> bool {
+        self.nested.unwrap_or(self.hypervisor.is_some())
+    }
 }
 
 /// What a guest is made from.

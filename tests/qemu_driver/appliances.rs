@@ -11,7 +11,7 @@ use nestlab::hypervisor::{Hypervisor, Media};
 use nestlab::image::build::seed::{self, Seed};
 use nestlab::image::build::{self, BuildOptions};
 use nestlab::image::{ImageFormat, Manifest, Store};
-use nestlab::recipe::Mebibytes;
+use nestlab::recipe::{Amount, Mebibytes};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tokio_util::sync::CancellationToken;
@@ -55,8 +55,8 @@ impl Appliance {
         };
         seed::write(&volume, &seed).expect("writes the seed");
         bench.spec.seed = Some(volume);
-        bench.spec.memory = Mebibytes::new(256).expect("some");
-        bench.spec.nested = true;
+        bench.spec.memory = Amount::Just(Mebibytes::new(256).expect("some"));
+        bench.spec.nested = Some(true);
         bench.spec.networks = networks.iter().map(|(network, _)| (*network).to_owned()).collect();
         Appliance {
             bench,

@@ -12,7 +12,7 @@ use nestlab::hypervisor::qemu::qmp::Qmp;
 use nestlab::hypervisor::{
     Actual, Firmware, Forward, GuestSpec, Hypervisor, Media, Origin, Power, Probe, Stop, Subnet,
 };
-use nestlab::recipe::{Cpus, Mebibytes};
+use nestlab::recipe::{Amount, Cpus, Mebibytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::boot_sector;
@@ -63,12 +63,12 @@ impl Bench {
             vm: format!("nestlab-test-{name}"),
             origin: Origin::Made(media(&directory)),
             directory,
-            cpus: Cpus::ONE,
-            memory: Mebibytes::new(64).expect("some"),
+            cpus: Amount::Just(Cpus::ONE),
+            memory: Amount::Just(Mebibytes::new(64).expect("some")),
             disk: None,
             firmware: Firmware::Bios,
             seed: None,
-            nested: false,
+            nested: Some(false),
             subnet: Subnet::new(10, 0, 7),
             forwards: vec![forward("nestlab-ssh", 22), forward("web", 80)],
             networks: Vec::new(),

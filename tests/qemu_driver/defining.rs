@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use nestlab::Kind;
 use nestlab::event::Feed;
 use nestlab::hypervisor::{Firmware, Hypervisor, Media, Origin, Power, Stop};
-use nestlab::recipe::Mebibytes;
+use nestlab::recipe::{Amount, Mebibytes};
 
 use crate::bench::{Bench, GRACE, until};
 use crate::boot_sector;
@@ -70,7 +70,7 @@ async fn a_guest_in_a_folder_too_deep_for_a_socket_address_works_like_any_other(
 async fn a_guest_with_uefi_has_variables_of_its_own() {
     let mut bench = Bench::new("obedient").await;
     bench.spec.firmware = Firmware::Efi;
-    bench.spec.memory = Mebibytes::new(256).expect("some");
+    bench.spec.memory = Amount::Just(Mebibytes::new(256).expect("some"));
     bench.start().await;
     assert!(bench.spec.directory.join("efivars.qcow2").exists());
     bench.qemu.snapshot(bench.host(), &bench.spec, "efi").await.expect("saves");

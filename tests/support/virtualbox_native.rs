@@ -12,7 +12,7 @@ use nestlab::hypervisor::{
     Acceleration, Actual, Change, Firmware, Forward, GuestSpec, Hypervisor, Media, Nesting, Origin,
     Probe, Subnet,
 };
-use nestlab::recipe::{Cpus, Mebibytes};
+use nestlab::recipe::{Amount, Cpus, Mebibytes};
 use nestlab::{Error, Result};
 
 /// A host whose commands run in the tree, with a VirtualBox of their own: its settings and its server
@@ -205,12 +205,12 @@ impl Bench {
             vm: "nestlab-demo-l2".into(),
             directory: host.home.join("lab/l2"),
             origin,
-            cpus: Cpus::ONE,
-            memory: Mebibytes::new(512).unwrap(),
+            cpus: Amount::Just(Cpus::ONE),
+            memory: Amount::Just(Mebibytes::new(512).unwrap()),
             disk: None,
             firmware: Firmware::Bios,
             seed: Some(seed),
-            nested: false,
+            nested: Some(false),
             subnet: Subnet::new(10, 0, 3),
             forwards: vec![Forward { name: "nestlab-ssh".into(), guest_port: 22 }],
             networks: Vec::new(),

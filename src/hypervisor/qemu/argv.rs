@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_guest_with_everything_on_kvm() {
         let mut spec = spec();
-        spec.nested = true;
+        spec.nested = Some(true);
         spec.firmware = Firmware::Efi;
         spec.seed = Some("/lab/l1/seed.img".into());
         spec.networks = vec!["demo-lan".to_owned()];

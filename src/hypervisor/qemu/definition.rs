@@ -123,16 +123,17 @@ impl Definition {
                 .hint("`vm = …` works on hosts with VirtualBox; give the guest an `image` here"));
             }
         };
+        let unsettled = |what: &str| Error::internal(format!("{} has no {what}", spec.vm));
         Ok(Definition {
             schema: SCHEMA,
             vm: spec.vm.clone(),
             uuid: spec.uuid(),
-            cpus: spec.cpus,
-            memory: spec.memory,
+            cpus: spec.cpus.known().ok_or_else(|| unsettled("CPUs"))?,
+            memory: spec.memory.known().ok_or_else(|| unsettled("memory"))?,
             firmware: spec.firmware,
             drive,
             seed: spec.seed.clone(),
-            nested: spec.nested,
+            nested: spec.nests(),
             subnet: spec.subnet,
             forwards: spec.forwards.clone(),
             networks: spec.networks.clone(),
@@ -286,6 +287,7 @@ mod tests {
     use super::super::specimen::spec;
     use super::*;
     use crate::hypervisor::Power;
+    use crate::recipe::Amount;
 
     fn actual(spec: &GuestSpec, disk_bytes: Option<u64>) -> Actual {
         let definition = Definition::of(spec).expect("a disk can be defined");
@@ -316,9 +318,9 @@ mod tests {
     fn every_setting_that_differs_is_told_and_written_once() {
         let before = spec();
         let mut after = before.clone();
-        after.cpus = Cpus::new(2).expect("two");
-        after.memory = Mebibytes::gib(3);
-        after.nested = true;
+        after.cpus = Amount::Just(Cpus::new(2).expect("two"));
+        after.memory = Amount::Just(Mebibytes::gib(3));
+        after.nested = Some(true);
         after.firmware = Firmware::Efi;
         after.subnet = Subnet::new(10, 0, 9);
         after.seed = Some("/lab/l1/seed.img".into());

@@ -1,7 +1,7 @@
 //! A guest for the tests of the pure parts.
 
 use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
-use crate::recipe::{Cpus, Mebibytes};
+use crate::recipe::{Amount, Cpus, Mebibytes};
 
 /// Returns a guest with a disk and a forwarded SSH port.
 pub(super) fn spec() -> GuestSpec {
@@ -9,12 +9,12 @@ pub(super) fn spec() -> GuestSpec {
         vm: "nestlab-demo-l1".to_owned(),
         directory: "/lab/l1".into(),
         origin: Origin::Made(Media::Disk("/lab/l1/disk.qcow2".into())),
-        cpus: Cpus::ONE,
-        memory: Mebibytes::gib(2),
+        cpus: Amount::Just(Cpus::ONE),
+        memory: Amount::Just(Mebibytes::gib(2)),
         disk: None,
         firmware: Firmware::Bios,
         seed: None,
-        nested: false,
+        nested: Some(false),
         subnet: Subnet::new(10, 0, 2),
         forwards: vec![Forward { name: "nestlab-ssh".to_owned(), guest_port: 22 }],
         networks: Vec::new(),

@@ -1,6 +1,8 @@
 //! What VirtualBox has beyond [`Hypervisor`](crate::hypervisor::Hypervisor): the Host Key, the former
 //! settings of a VM that was there before nestlab, and how a guest executes.
 
+use std::collections::BTreeMap;
+
 use camino::Utf8Path;
 
 use super::driver::{VirtualBox, there};
@@ -17,11 +19,14 @@ use crate::recipe::hostkey::{HostKey, Platform};
 /// The extra data under which VirtualBox's windows keep their Host Key.
 const HOST_KEY: &str = "GUI/Input/HostKeyCombination";
 
+/// What VBoxManage calls VirtualBox itself where a VM may be named; VMs are named by UUID here.
+const GLOBAL: &str = "global";
+
 impl VirtualBox {
     /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
     pub async fn host_key(&self, host: &dyn Host) -> Result<Option<HostKey>> {
         let manage = self.manage(host).await?;
-        let answer = manage.run(&["getextradata", "global", HOST_KEY]).await?;
+        let answer = manage.run(&["getextradata", GLOBAL, HOST_KEY]).await?;
         let platform = platform(host, &manage.installed().program).await?;
         HostKey::from_codes(parse::value(&answer).as_deref(), platform)
             .map_err(|message| Error::failed(message).on(host.name()))
@@ -38,14 +43,26 @@ impl VirtualBox {
             Error::new(Kind::HostCannot, format!("there is no key {key} on {platform}"))
                 .on(host.name())
         })?;
-        manage.run(&["setextradata", "global", HOST_KEY, &codes]).await?;
+        manage.run(&["setextradata", GLOBAL, HOST_KEY, &codes]).await?;
         Ok(())
+    }
+
+    /// Returns the Host Key of VirtualBox's windows on `host` as it is, to be given back by
+    /// [`VirtualBox::restore_former`].
+    pub async fn former_host_key(&self, host: &dyn Host) -> Result<Former> {
+        let manage = self.manage(host).await?;
+        let answer = manage.run(&["getextradata", GLOBAL, HOST_KEY]).await?;
+        Ok(Former {
+            vm: GLOBAL.to_owned(),
+            name: "VirtualBox".to_owned(),
+            settings: BTreeMap::from([(HOST_KEY.to_owned(), parse::value(&answer))]),
+        })
     }
 
     /// Returns the command that sets the Host Key on a host of `platform`, for a plan; `None` if such
     /// hosts have no such key.
     pub fn host_key_command(key: &HostKey, platform: Platform) -> Option<Command> {
-        let set = ["setextradata", "global", HOST_KEY];
+        let set = ["setextradata", GLOBAL, HOST_KEY];
         Some(Command::new("VBoxManage").args(set).arg(key.codes(platform)?))
     }
 
@@ -58,6 +75,9 @@ impl VirtualBox {
         feed: &Feed,
     ) -> Result<()> {
         let manage = self.manage(host).await?;
+        if former.vm == GLOBAL {
+            return restore_global(&manage, former).await;
+        }
         let spelling = Spelling::of(&manage.installed().version);
         let Some(actual) = machine::show(&manage, &former.vm).await? else {
             return unreadable_or_gone(&manage, former).await;
@@ -90,6 +110,15 @@ impl VirtualBox {
         let manage = self.manage(host).await?;
         Ok(start::execution(host, &there(&manage, spec).await?).await)
     }
+}
+
+/// Gives VirtualBox itself its extra data back; one without a value is unset again.
+async fn restore_global(manage: &Manage<'_>, former: &Former) -> Result<()> {
+    for (key, value) in &former.settings {
+        let set = ["setextradata", GLOBAL, key].into_iter().chain(value.as_deref());
+        manage.run(&set.collect::<Vec<_>>()).await?;
+    }
+    Ok(())
 }
 
 /// A VM that is gone has nothing to be given back; one whose settings file cannot be read has, later.

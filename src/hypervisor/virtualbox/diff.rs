@@ -280,16 +280,16 @@ impl Writer<'_> {
             "accept",
             "--vmname",
             &spec.vm,
-            "--cpus",
-            &spec.cpus.to_string(),
-            "--memory",
-            &spec.memory.get().to_string(),
             "--basefolder",
             spec.directory.as_str(),
             "--options",
             "importtovdi",
         ];
-        self.manage(args.map(str::to_owned))
+        let cpus = spec.cpus.known().map(|cpus| ["--cpus".to_owned(), cpus.to_string()]);
+        let memory =
+            spec.memory.known().map(|memory| ["--memory".to_owned(), memory.get().to_string()]);
+        let sizes = cpus.into_iter().chain(memory).flatten();
+        self.manage(args.map(str::to_owned).into_iter().chain(sizes))
     }
 
     fn create(&self) -> Command {
@@ -335,7 +335,7 @@ pub(crate) fn vm_folder(spec: &GuestSpec) -> Utf8PathBuf {
 mod tests {
     use super::super::specimen::{existing, made, probe, spec, vm};
     use super::*;
-    use crate::recipe::Cpus;
+    use crate::recipe::{Amount, Cpus};
 
     fn lines(changes: &[Change]) -> Vec<String> {
         changes
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(
             lines[1],
             "VBoxManage import /labs/demo/l2/appliance.ova --vsys 0 --eula accept --vmname \
-             nestlab-demo-l2 --cpus 1 --memory 512 --basefolder /labs/demo/l2 --options importtovdi"
+             nestlab-demo-l2 --basefolder /labs/demo/l2 --options importtovdi --cpus 1 --memory 512"
         );
         assert!(lines[2].starts_with("VBoxManage modifyvm nestlab-demo-l2 --cpus 1 --memory 512"));
         assert!(lines[3].ends_with(
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_changed_and_by_uuid() {
         let mut spec = existing("we\"ird");
-        spec.cpus = Cpus::new(3).expect("not zero");
+        spec.cpus = Amount::Just(Cpus::new(3).expect("not zero"));
         let actual = vm("odd-vm", Power::Off);
         let changes = changes(&spec, Some(&actual), &probe());
         assert_eq!(settings(&changes), ["snapshot", "cpus", "memory", "natpf1/nestlab-ssh"]);
@@ -421,8 +421,8 @@ mod tests {
         let mut spec = existing("x");
         let mut actual = vm("plain-vm", Power::Running);
         actual.settings.insert("natpf1/nestlab-ssh".into(), "tcp,0.0.0.0,22,,22".into());
-        spec.cpus = Cpus::ONE;
-        spec.memory = crate::recipe::Mebibytes::new(1024).expect("not zero");
+        spec.cpus = Amount::Kept;
+        spec.memory = Amount::Kept;
         actual.settings.insert("ioapic".into(), "on".into());
         let changes = changes(&spec, Some(&actual), &probe());
         let forward =

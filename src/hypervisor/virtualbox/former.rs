@@ -12,7 +12,7 @@ use crate::hypervisor::{Actual, Change};
 /// The settings that nestlab changed of a VM that is not its own, as they were.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Former {
-    /// The VM's UUID.
+    /// The VM's UUID, or `global` for VirtualBox itself.
     pub vm: String,
     /// Its name, for messages.
     pub name: String,
@@ -89,7 +89,7 @@ mod tests {
     use super::super::specimen::{existing, probe, vm};
     use super::*;
     use crate::hypervisor::{Forward, Power};
-    use crate::recipe::Cpus;
+    use crate::recipe::{Amount, Cpus};
     use semver::Version;
 
     fn spelling() -> Spelling {
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn what_was_changed_is_kept_and_leads_back() {
         let mut spec = existing("mine");
-        spec.cpus = Cpus::new(3).expect("not zero");
+        spec.cpus = Amount::Just(Cpus::new(3).expect("not zero"));
         spec.networks = vec!["lan".into()];
         let actual = vm("plain-vm", Power::Off);
         let changes = changes(&spec, Some(&actual), &probe());

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::version::Spelling;
 use crate::hypervisor::spec::mac;
 use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+use crate::recipe::{Cpus, Mebibytes};
 
 /// A VM's settings as `showvminfo --machinereadable` names them; see [`super::parse::machine_readable`].
 pub(crate) type Settings = BTreeMap<String, String>;
@@ -106,19 +107,21 @@ pub(crate) fn wanted(
 ) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     let mut want = |setting: &str, value: &str| wanted.push(Wanted::new(setting, value, spelling));
-    want("cpus", &spec.cpus.to_string());
-    want("memory", &spec.memory.get().to_string());
+    if let Some(cpus) = spec.cpus.instead_of(number(actual, "cpus").and_then(Cpus::new)) {
+        want("cpus", &cpus.to_string());
+    }
+    let memory = number(actual, "memory").and_then(Mebibytes::new);
+    if let Some(memory) = spec.memory.instead_of(memory) {
+        want("memory", &memory.get().to_string());
+    }
     want("acpi", "on");
     want("ioapic", "on");
     want("hwvirtex", "on");
     want("nestedpaging", "on");
-    if spec.nested {
-        want("nested-hw-virt", "on");
+    if let Some(nested) = spec.nested {
+        want("nested-hw-virt", if nested { "on" } else { "off" });
     }
     if let Origin::Made(media) = &spec.origin {
-        if !spec.nested {
-            want("nested-hw-virt", "off");
-        }
         want("graphicscontroller", "vmsvga");
         if !matches!(media, Media::Ova(_)) {
             want("vram", "16");
@@ -144,6 +147,10 @@ pub(crate) fn wanted(
         }
     }
     wanted
+}
+
+fn number<T: std::str::FromStr>(actual: Option<&Settings>, setting: &str) -> Option<T> {
+    actual?.get(setting)?.parse().ok()
 }
 
 /// Returns the adapters for the networks of `spec`, in their order: the one that is on a network
@@ -231,6 +238,7 @@ mod tests {
     use super::super::specimen::{existing, spec};
     use super::super::transcript::printed;
     use super::*;
+    use crate::recipe::Amount;
     use semver::Version;
 
     fn spelling() -> Spelling {
@@ -248,7 +256,7 @@ mod tests {
     #[test]
     fn a_guest_that_hosts_gets_nesting_apic_acpi_and_nested_paging() {
         let mut spec = spec();
-        spec.nested = true;
+        spec.nested = Some(true);
         let wanted = wanted(&spec, None, spelling());
         for (setting, expected) in [
             ("nested-hw-virt", "on"),
@@ -277,6 +285,37 @@ mod tests {
         let wanted = wanted(&existing("x"), Some(&odd()), spelling());
         let settings: Vec<_> = wanted.iter().map(|one| one.setting.as_str()).collect();
         assert_eq!(settings, ["cpus", "memory", "acpi", "ioapic", "hwvirtex", "nestedpaging"]);
+    }
+
+    #[test]
+    fn what_a_recipe_leaves_out_of_an_existing_vm_is_not_wanted_unless_its_guests_demand_it() {
+        let mut spec = existing("x");
+        // The recorded VM has 2 CPUs and 2048 MB.
+        let own = |spec: &GuestSpec| -> Vec<String> {
+            let wanted = wanted(spec, Some(&odd()), spelling()).into_iter();
+            let sizes = wanted.filter(|one| ["cpus", "memory"].contains(&one.setting.as_str()));
+            sizes.map(|one| format!("{} {}", one.setting, one.value)).collect()
+        };
+        (spec.cpus, spec.memory) = (Amount::Kept, Amount::Kept);
+        assert!(own(&spec).is_empty());
+        spec.cpus = Amount::AtMost { most: Cpus::ONE };
+        spec.memory = Amount::AtLeast { least: Mebibytes::gib(3) };
+        assert_eq!(own(&spec), ["cpus 1", "memory 3072"]);
+        spec.cpus = Amount::AtMost { most: Cpus::new(3).expect("not zero") };
+        spec.memory = Amount::AtLeast { least: Mebibytes::new(512).expect("not zero") };
+        assert!(own(&spec).is_empty());
+    }
+
+    #[test]
+    fn an_existing_vm_loses_nesting_only_if_the_recipe_says_so() {
+        let mut spec = existing("x");
+        let nesting = |spec: &GuestSpec| {
+            value(&wanted(spec, Some(&odd()), spelling()), "nested-hw-virt").map(str::to_owned)
+        };
+        spec.nested = None;
+        assert_eq!(nesting(&spec), None);
+        spec.nested = Some(false);
+        assert_eq!(nesting(&spec).as_deref(), Some("off"));
     }
 
     #[test]

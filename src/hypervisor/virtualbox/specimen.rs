@@ -11,7 +11,7 @@ use crate::hypervisor::{
     Acceleration, Actual, Firmware, Forward, GuestSpec, Media, Nesting, Origin, Power, Probe,
     Subnet,
 };
-use crate::recipe::{Cpus, Mebibytes};
+use crate::recipe::{Amount, Cpus, Mebibytes};
 
 /// Returns a small guest made from an appliance.
 pub(super) fn spec() -> GuestSpec {
@@ -19,12 +19,12 @@ pub(super) fn spec() -> GuestSpec {
         vm: "nestlab-demo-l2".into(),
         directory: "/labs/demo/l2".into(),
         origin: Origin::Made(Media::Ova("/labs/demo/l2/appliance.ova".into())),
-        cpus: Cpus::ONE,
-        memory: Mebibytes::new(512).expect("not zero"),
+        cpus: Amount::Just(Cpus::ONE),
+        memory: Amount::Just(Mebibytes::new(512).expect("not zero")),
         disk: None,
         firmware: Firmware::Bios,
         seed: Some("/labs/demo/l2/seed.img".into()),
-        nested: false,
+        nested: Some(false),
         subnet: Subnet::new(10, 0, 3),
         forwards: vec![Forward { name: "nestlab-ssh".into(), guest_port: 22 }],
         networks: Vec::new(),
@@ -43,6 +43,7 @@ pub(super) fn existing(vm: &str) -> GuestSpec {
         vm: vm.into(),
         origin: Origin::Existing { vm: vm.into(), snapshot_before: true },
         seed: None,
+        nested: None,
         ..spec()
     }
 }

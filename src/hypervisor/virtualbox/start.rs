@@ -125,7 +125,7 @@ pub(crate) async fn why_down(
     if let Some(folder) = machine::log_folder(actual) {
         error = error.hint(format!("the whole log: {}", folder.join("VBox.log")));
     }
-    if spec.nested {
+    if spec.nests() {
         error = error.hint("nested virtualization is on for this VM: try it with fewer CPUs");
     }
     Some(error)
@@ -133,7 +133,7 @@ pub(crate) async fn why_down(
 
 /// Says so when the VM runs, but without the nested virtualization that its settings have.
 async fn tell_lost_nesting(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actual, feed: &Feed) {
-    if spec.nested && log::lost_nesting(&logs(manage.host(), actual).await) {
+    if spec.nests() && log::lost_nesting(&logs(manage.host(), actual).await) {
         let hints = remedies::nested_flag_absent();
         feed.notice(Level::Warning, format!("{} runs without svm or vmx: {}", spec.vm, hints[0]));
     }

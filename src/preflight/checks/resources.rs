@@ -41,7 +41,8 @@ pub(super) fn memory(look: &Look, needs: &Needs) -> Finding {
     let resources = Resources { memory, ..abundant(needs) };
     judge(id, needs, &resources, rounded(memory), |budget| {
         let outer = budget.guests.iter().filter(|guest| guest.level == 1);
-        let taken: u64 = outer.map(|guest| guest.memory.value.get()).sum();
+        let taken: u64 =
+            outer.filter_map(|guest| guest.memory.value.known()).map(Mebibytes::get).sum();
         format!("the guests take {}", Mebibytes::new(taken).map(rounded).unwrap_or_default())
     })
     .from(source)

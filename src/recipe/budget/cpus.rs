@@ -1,11 +1,12 @@
 //! CPUs: a guest has at most one fewer than its host, never under one. An outermost guest gets all of
-//! them; a deeper one starts with one.
+//! them; a deeper one starts with one. An existing VM keeps its own, as far as it runs no guests.
 
 use super::{Derived, Limit, Work};
+use crate::recipe::Amount;
 use crate::recipe::units::Cpus;
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Cpus>> {
-    let mut derived: Vec<Derived<Cpus>> = Vec::new();
+pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Cpus>>> {
+    let mut derived: Vec<Derived<Amount<Cpus>>> = Vec::new();
     for guest in work.recipe.guests() {
         let parent = work.parent_index(guest);
         let (most, of, limit) = match parent {
@@ -19,11 +20,12 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Cpus>> {
             }
             Some(index) => {
                 let cpus = &derived[index];
+                let count = cpus.value.known().unwrap_or(Cpus::ONE);
                 let name = &work.recipe.guests()[index].name.value;
                 // What L1 has by derivation is L0's doing; every other number stands in the recipe.
                 let outermost = work.recipe.guests()[index].level == 1;
                 let limit = if outermost && !cpus.given { Limit::Host } else { Limit::Recipe };
-                (cpus.value.one_fewer(), format!("{name}'s {}", counted(cpus.value, "CPU")), limit)
+                (count.one_fewer(), format!("{name}'s {}", counted(count, "CPU")), limit)
             }
         };
         let cpus = match &guest.cpus {
@@ -37,10 +39,19 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Cpus>> {
                     let help = format!("write `cpus = {most}`, or add `overcommit = true`");
                     work.refuse(given.span(), limit, message, help);
                 }
-                Derived::given(given.value)
+                Derived::given(Amount::Just(given.value))
             }
-            None if parent.is_none() => Derived::because(most, format!("one fewer than {of}")),
-            None => Derived::because(Cpus::ONE, start(work.image(guest).cpus)),
+            None if guest.is_existing() && guest.hypervisor.is_none() => {
+                Derived::because(Amount::Kept, "an existing VM keeps its CPUs")
+            }
+            None if guest.is_existing() => Derived::because(
+                Amount::AtMost { most },
+                format!("an existing VM keeps its CPUs, up to one fewer than {of}"),
+            ),
+            None if parent.is_none() => {
+                Derived::because(Amount::Just(most), format!("one fewer than {of}"))
+            }
+            None => Derived::because(Amount::Just(Cpus::ONE), start(work.image(guest).cpus)),
         };
         derived.push(cpus);
     }

@@ -1,8 +1,10 @@
 //! Memory: the guests of one host fit into it together, beside its own system. What is left out comes
-//! from the inside out: a guest with guests gets what they need and a reserve.
+//! from the inside out: a guest with guests gets what they need and a reserve. An existing VM keeps its own,
+//! unless its guests need more.
 
 use super::{Derived, Limit, Work};
-use crate::recipe::tree::{Guest, GuestSource};
+use crate::recipe::Amount;
+use crate::recipe::tree::Guest;
 use crate::recipe::units::Mebibytes;
 
 /// What a guest gets of whose image nothing is known.
@@ -21,42 +23,55 @@ pub fn reserve(total: Mebibytes) -> Mebibytes {
     mebibytes((total.get() / 8).clamp(512, 2048))
 }
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Mebibytes>> {
+pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Mebibytes>>> {
     let guests = work.recipe.guests();
-    let mut memory: Vec<Option<Derived<Mebibytes>>> = vec![None; guests.len()];
+    let mut memory: Vec<Option<Derived<Amount<Mebibytes>>>> = vec![None; guests.len()];
     // Guests stand after their parents: from the end on, all children of a guest are known.
     for (index, guest) in guests.iter().enumerate().rev() {
         let children = work.children(Some(&guest.name.value));
-        let inside: u64 = children
-            .iter()
-            .filter_map(|&child| memory[child].as_ref())
-            .map(|m| m.value.get())
-            .sum();
+        let inside: u64 =
+            children.iter().filter_map(|&child| memory[child].as_ref()).map(mib).sum();
         memory[index] = Some(match &guest.memory {
-            Some(given) => Derived::given(given.value),
-            None => of_guest(work, guest, inside),
+            Some(given) => Derived::given(Amount::Just(given.value)),
+            None if guest.is_existing() => of_existing(guest, inside),
+            None => of_guest(work, guest, inside).map(Amount::Just),
         });
     }
-    let memory: Vec<Derived<Mebibytes>> = memory.into_iter().flatten().collect();
+    let memory: Vec<_> = memory.into_iter().flatten().collect();
     check(work, None, work.host.memory, &memory);
     for (guest, amount) in guests.iter().zip(&memory) {
-        check(work, Some(guest), amount.value, &memory);
+        if let Some(total) = amount.value.known() {
+            check(work, Some(guest), total, &memory);
+        }
     }
     memory
+}
+
+/// Returns how much is known to be taken; what an existing VM keeps is not.
+fn mib(memory: &Derived<Amount<Mebibytes>>) -> u64 {
+    memory.value.known().map_or(0, Mebibytes::get)
+}
+
+/// Returns the memory of an existing VM that the recipe gives none, whose own guests need `inside` MiB.
+fn of_existing(guest: &Guest, inside: u64) -> Derived<Amount<Mebibytes>> {
+    if guest.hypervisor.is_none() {
+        return Derived::because(Amount::Kept, "an existing VM keeps its memory");
+    }
+    let least = mebibytes(with_reserve(inside)).max(HOST_LEAST);
+    let why = match inside {
+        0 => "an existing VM keeps its memory; this much it needs as a host".to_owned(),
+        _ => format!("an existing VM keeps its memory; its guests need {}", mebibytes(inside)),
+    };
+    Derived::because(Amount::AtLeast { least }, why)
 }
 
 /// Returns the memory of a guest that the recipe gives none, whose own guests need `inside` MiB.
 fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
     let image = work.image(guest).memory;
     if guest.hypervisor.is_none() {
-        return match (image, &guest.source) {
-            (Some(memory), GuestSource::Existing { .. }) => {
-                Derived::because(memory, "an existing VM keeps its memory")
-            }
-            (Some(memory), GuestSource::Image(_)) => {
-                Derived::because(memory, "its image wants this much")
-            }
-            (None, _) => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
+        return match image {
+            Some(memory) => Derived::because(memory, "its image wants this much"),
+            None => Derived::because(UNKNOWN_IMAGE, "nothing says how much it needs"),
         };
     }
     let own = image.map_or(0, Mebibytes::get);
@@ -90,10 +105,10 @@ fn check(
     work: &mut Work<'_>,
     parent: Option<&Guest>,
     total: Mebibytes,
-    memory: &[Derived<Mebibytes>],
+    memory: &[Derived<Amount<Mebibytes>>],
 ) {
     let children = work.children(parent.map(|guest| &guest.name.value));
-    let wanted: u64 = children.iter().map(|&child| memory[child].value.get()).sum();
+    let wanted: u64 = children.iter().map(|&child| mib(&memory[child])).sum();
     let kept = reserve(total);
     let left = total.get().saturating_sub(kept.get());
     if wanted <= left {

@@ -27,8 +27,9 @@ use std::ops::Range;
 use serde::Serialize;
 
 pub use memory::reserve;
-pub use view::GuestView;
+pub use view::{GuestView, WayOut};
 
+use super::amount::Amount;
 use super::diagnostic;
 use super::hostkey::{HostKey, Platform};
 use super::tree::{Guest, Recipe};
@@ -64,8 +65,8 @@ pub struct Network {
     pub prefix: u8,
 }
 
-/// What an image offers and needs; for an existing VM, what it has. The default is what is assumed
-/// where nothing is known.
+/// What an image offers and needs. The default is what is assumed where nothing is known, as of an existing
+/// VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDefaults {
     /// Memory that it wants.
@@ -131,6 +132,10 @@ impl<T> Derived<T> {
     fn because(value: T, why: impl Into<String>) -> Self {
         Derived { value, why: why.into(), given: false }
     }
+
+    fn map<U>(self, to: impl FnOnce(T) -> U) -> Derived<U> {
+        Derived { value: to(self.value), why: self.why, given: self.given }
+    }
 }
 
 /// Everything about a guest that its recipe says or leaves out.
@@ -143,9 +148,9 @@ pub struct GuestBudget {
     /// What runs it.
     pub runs_on: HypervisorKind,
     /// Virtual CPUs.
-    pub cpus: Derived<Cpus>,
+    pub cpus: Derived<Amount<Cpus>>,
     /// Memory.
-    pub memory: Derived<Mebibytes>,
+    pub memory: Derived<Amount<Mebibytes>>,
     /// The disk's size; `None`: the image's own, or an existing VM's, unchanged.
     pub disk: Derived<Option<Mebibytes>>,
     /// Its NAT network.
@@ -229,9 +234,15 @@ pub fn derive(
 }
 
 fn nested(guest: &Guest) -> Derived<bool> {
-    match guest.hypervisor {
-        Some(hypervisor) => Derived::because(true, format!("it runs guests with {hypervisor}")),
-        None => Derived::because(false, "it runs no guests"),
+    match (guest.nested, guest.hypervisor) {
+        (Some(nested), _) => Derived::given(nested),
+        (None, Some(hypervisor)) => {
+            Derived::because(true, format!("it runs guests with {hypervisor}"))
+        }
+        (None, None) if guest.is_existing() => {
+            Derived::because(false, "it runs no guests; what it has stays")
+        }
+        (None, None) => Derived::because(false, "it runs no guests"),
     }
 }
 

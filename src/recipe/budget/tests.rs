@@ -44,6 +44,15 @@ fn offers(guest: &str, image: ImageDefaults) -> BTreeMap<GuestName, ImageDefault
     BTreeMap::from([(guest.parse().expect("a name"), image)])
 }
 
+/// The number of CPUs, which is known of every guest but an existing VM.
+fn cpus(guest: &GuestBudget) -> Cpus {
+    guest.cpus.value.known().expect("is known")
+}
+
+fn memory(guest: &GuestBudget) -> Mebibytes {
+    guest.memory.value.known().expect("is known")
+}
+
 const CHAIN: &str = "[[guest]]\nname = \"l1\"\nimage = \"i\"\nhypervisor = \"virtualbox\"\n\
                      [[guest]]\nname = \"l2\"\nimage = \"i\"\n";
 
@@ -60,13 +69,13 @@ fn every_shipped_recipe_has_a_budget_on_a_common_machine() {
 
 #[test]
 fn four_cores_give_l1_three_and_l2_starts_with_one_of_at_most_two() {
-    let cpus = |guests: &str| {
+    let both = |guests: &str| {
         let budget = budget(&with_guests(guests), &machine(4, 16));
-        (budget.guests[0].cpus.value.get(), budget.guests[1].cpus.value.get())
+        (cpus(&budget.guests[0]).get(), cpus(&budget.guests[1]).get())
     };
-    assert_eq!(cpus(CHAIN), (3, 1));
-    assert_eq!(cpus(&format!("{CHAIN}cpus = 2\n")), (3, 2));
-    assert_eq!(cpus(&format!("{CHAIN}cpus = 3\novercommit = true\n")), (3, 3));
+    assert_eq!(both(CHAIN), (3, 1));
+    assert_eq!(both(&format!("{CHAIN}cpus = 2\n")), (3, 2));
+    assert_eq!(both(&format!("{CHAIN}cpus = 3\novercommit = true\n")), (3, 3));
     let recipe = with_guests(&format!("{CHAIN}cpus = 3\n"));
     let error = refused(&recipe, &machine(4, 16), &BTreeMap::new());
     assert!(
@@ -84,7 +93,7 @@ fn four_cores_give_l1_three_and_l2_starts_with_one_of_at_most_two() {
 #[test]
 fn one_core_still_gives_every_guest_one_cpu() {
     let budget = budget(&with_guests(CHAIN), &machine(1, 16));
-    assert!(budget.guests.iter().all(|guest| guest.cpus.value == Cpus::ONE));
+    assert!(budget.guests.iter().all(|guest| cpus(guest) == Cpus::ONE));
 }
 
 #[test]
@@ -105,8 +114,8 @@ fn what_a_larger_l0_could_run_is_the_host_s_failure_and_the_rest_the_recipe_s() 
 #[test]
 fn a_host_s_memory_follows_from_what_its_guests_need() {
     let budget = budget(&with_guests(&format!("{CHAIN}memory = \"6GiB\"\n")), &machine(8, 32));
-    let l1 = &budget.guests[0].memory;
-    assert!(!l1.given && l1.value.get() - reserve(l1.value).get() >= 6 * 1024, "{l1:?}");
+    let (l1, own) = (&budget.guests[0].memory, memory(&budget.guests[0]));
+    assert!(!l1.given && own.get() - reserve(own).get() >= 6 * 1024, "{l1:?}");
     assert!(l1.why.contains("6GiB"), "{}", l1.why);
 }
 
@@ -140,28 +149,43 @@ fn an_image_s_wishes_count_where_the_recipe_says_nothing() {
     let budget = derive(&with_guests(CHAIN), &machine(4, 16), &offers("l2", image))
         .unwrap_or_else(|error| panic!("{}", error.report()));
     let l2 = &budget.guests[1];
-    assert_eq!((l2.memory.value, l2.cpus.value), (Mebibytes::gib(2), Cpus::ONE));
+    assert_eq!((memory(l2), cpus(l2)), (Mebibytes::gib(2), Cpus::ONE));
     assert!(l2.cpus.why.contains("comes with 3"), "{}", l2.cpus.why);
     assert_eq!(l2.firmware.value, Some(Firmware::Efi));
     assert_eq!(l2.ready.value, Ready::GuestAdditions);
 }
 
 #[test]
-fn an_existing_vm_keeps_what_it_has_unless_it_is_to_host() {
-    let has = ImageDefaults { memory: Some(Mebibytes::gib(3)), ..ImageDefaults::default() };
+fn an_existing_vm_keeps_what_it_has_unless_its_guests_demand_more() {
     let alone = with_guests("[[guest]]\nname = \"l1\"\nvm = \"Mine\"\n");
-    let budget = derive(&alone, &machine(4, 16), &offers("l1", has.clone())).expect("fits");
-    let l1 = &budget.guests[0];
-    assert_eq!(l1.memory.value, Mebibytes::gib(3));
+    let l1 = &budget(&alone, &machine(4, 16)).guests[0];
+    assert_eq!((l1.cpus.value, l1.memory.value), (Amount::Kept, Amount::Kept));
     assert_eq!((l1.disk.value, l1.firmware.value), (None, None));
+
     let login = "vm = \"Mine\"\nssh = { user = \"user\" }";
-    let host = with_guests(&CHAIN.replacen("image = \"i\"", login, 1));
-    let budget = derive(&host, &machine(4, 16), &offers("l1", has)).expect("fits");
-    assert_eq!(
-        budget.guests[0].memory.value,
-        Mebibytes::gib(4),
-        "its own 3GiB and its guest's 1GiB"
-    );
+    let text = CHAIN.replacen("image = \"i\"", login, 1) + "memory = \"4GiB\"\n";
+    let host = with_guests(&text);
+    let budget = budget(&host, &machine(4, 16));
+    let l1 = &budget.guests[0];
+    assert_eq!(l1.cpus.value, Amount::AtMost { most: Cpus::new(3).expect("not zero") });
+    assert_eq!(l1.memory.value, Amount::AtLeast { least: Mebibytes::new(4864).expect("not zero") });
+    assert!(l1.memory.why.contains("its guests need 4GiB"), "{}", l1.memory.why);
+    let view = &budget.view(&host)[0];
+    assert_eq!(view.kept["cpus"], "3 or fewer");
+    assert_eq!(view.kept["memory_mib"], "4864MiB or more");
+
+    let given = with_guests(&text.replacen("vm =", "cpus = 2\nmemory = \"8GiB\"\nvm =", 1));
+    let l1 = &self::budget(&given, &machine(4, 16)).guests[0];
+    assert_eq!(l1.cpus.value, Amount::Just(Cpus::new(2).expect("not zero")));
+    assert_eq!(l1.memory.value, Amount::Just(Mebibytes::gib(8)));
+}
+
+#[test]
+fn nesting_comes_with_guests_or_by_the_recipe_s_word() {
+    let budget = budget(&with_guests(&format!("{CHAIN}nested = true\n")), &machine(4, 16));
+    let (l1, l2) = (&budget.guests[0].nested, &budget.guests[1].nested);
+    assert_eq!((l1.value, l1.given), (true, false));
+    assert_eq!((l2.value, l2.given), (true, true));
 }
 
 #[test]
@@ -418,12 +442,12 @@ fn keeps_every_rule(
     for guest in recipe.guests() {
         let own = of(&guest.name.value);
         let parent = guest.parent.as_ref().map(&of);
-        let around = parent.map_or(host.cores, |parent| parent.cpus.value);
+        let around = parent.map_or(host.cores, cpus);
         let most = (around.get() - 1).max(1);
-        prop_assert!(own.cpus.value.get() <= most || guest.overcommit, "{}: CPUs", own.name);
+        prop_assert!(cpus(own).get() <= most || guest.overcommit, "{}: CPUs", own.name);
         prop_assert_eq!(own.cpus.given, guest.cpus.is_some());
         if guest.cpus.is_none() && parent.is_some() {
-            prop_assert_eq!(own.cpus.value.get(), 1);
+            prop_assert_eq!(cpus(own).get(), 1);
         }
         let ancestors: Vec<_> = recipe.ancestors(guest).map(|a| of(&a.name.value)).collect();
         for network in &host.networks {
@@ -448,11 +472,9 @@ fn keeps_every_rule(
             own.host_key.is_some()
         );
     }
-    let hosts =
-        recipe.guests().iter().map(|g| (Some(&g.name.value), of(&g.name.value).memory.value));
+    let hosts = recipe.guests().iter().map(|g| (Some(&g.name.value), memory(of(&g.name.value))));
     for (parent, total) in hosts.chain([(None, host.memory)]) {
-        let wanted: u64 =
-            recipe.children(parent).map(|g| of(&g.name.value).memory.value.get()).sum();
+        let wanted: u64 = recipe.children(parent).map(|g| memory(of(&g.name.value)).get()).sum();
         let fits = wanted == 0 || wanted + reserve(total).get() <= total.get();
         prop_assert!(fits, "{parent:?}: {wanted} of {total}");
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Budget, Derived, GuestBudget};
+use crate::recipe::amount::Amount;
 use crate::recipe::tree::{GuestSource, Recipe};
+use crate::recipe::units::{Cpus, Mebibytes};
 
 /// One of `guests` in the JSON answers of `plan` and `check`; fields are only ever added.
 #[derive(Debug, Clone, Serialize)]
@@ -22,10 +24,13 @@ pub struct GuestView {
     pub hypervisor: Option<String>,
     /// What it runs beside that.
     pub further_hypervisors: Vec<String>,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// Memory in MiB.
-    pub memory_mib: u64,
+    /// Virtual CPUs; `null`: an existing VM's own.
+    pub cpus: Option<u32>,
+    /// Memory in MiB; `null`: an existing VM's own.
+    pub memory_mib: Option<u64>,
+    /// How much of its own an existing VM keeps where the recipe says nothing, by field: `as it is`,
+    /// `3 or fewer`.
+    pub kept: BTreeMap<&'static str, String>,
     /// The disk's size in MiB; `null`: the image's own.
     pub disk_mib: Option<u64>,
     /// The image, if it is made from one.
@@ -50,7 +55,38 @@ pub struct GuestView {
     pub derived: BTreeMap<&'static str, String>,
 }
 
+/// A Host Key, and whose windows it leaves: one of `host_keys` in the JSON answer of `plan`; fields are only
+/// ever added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WayOut {
+    /// The host whose VirtualBox has it: `L0`, or the guest.
+    pub host: String,
+    /// The key.
+    pub key: String,
+    /// The guests of that VirtualBox.
+    pub leaves: Vec<String>,
+    /// Why it is this one.
+    pub why: String,
+}
+
 impl Budget {
+    /// Returns the Host Key of every VirtualBox, the outermost first.
+    pub fn ways_out(&self, recipe: &Recipe) -> Vec<WayOut> {
+        let hosts = std::iter::once((None, &self.host_key))
+            .chain(self.guests.iter().map(|guest| (Some(&guest.name), &guest.host_key)));
+        hosts
+            .filter_map(|(host, key)| {
+                let key = key.as_ref()?;
+                Some(WayOut {
+                    host: host.map_or("L0".to_owned(), ToString::to_string),
+                    key: key.value.to_string(),
+                    leaves: recipe.children(host).map(|guest| guest.name.to_string()).collect(),
+                    why: key.why.clone(),
+                })
+            })
+            .collect()
+    }
+
     /// Returns every guest with all its values, in the recipe's order.
     pub fn view(&self, recipe: &Recipe) -> Vec<GuestView> {
         let guests = recipe.guests().iter().zip(&self.guests);
@@ -67,8 +103,9 @@ impl Budget {
                     runs_on: budget.runs_on.to_string(),
                     hypervisor: budget.hypervisor.map(|hypervisor| hypervisor.to_string()),
                     further_hypervisors: budget.further.iter().map(ToString::to_string).collect(),
-                    cpus: budget.cpus.value.get(),
-                    memory_mib: budget.memory.value.get(),
+                    cpus: budget.cpus.value.known().map(Cpus::get),
+                    memory_mib: budget.memory.value.known().map(Mebibytes::get),
+                    kept: kept(budget),
                     disk_mib: budget.disk.value.map(|disk| disk.get()),
                     image,
                     vm,
@@ -88,6 +125,17 @@ impl Budget {
             })
             .collect()
     }
+}
+
+/// Returns what an existing VM keeps, by the field's name in [`GuestView`].
+fn kept(budget: &GuestBudget) -> BTreeMap<&'static str, String> {
+    fn own<T: std::fmt::Display>(amount: &Amount<T>) -> Option<String> {
+        (!matches!(amount, Amount::Just(_))).then(|| amount.to_string())
+    }
+    [("cpus", own(&budget.cpus.value)), ("memory_mib", own(&budget.memory.value))]
+        .into_iter()
+        .filter_map(|(field, kept)| Some((field, kept?)))
+        .collect()
 }
 
 /// Returns why each derived value is what it is, by the field's name in [`GuestView`].

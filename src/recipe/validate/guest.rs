@@ -69,6 +69,7 @@ impl Check<'_> {
             hypervisor: table.hypervisor.as_ref().map(|at| at.first()),
             further: table.hypervisor.map(|at| at.further().to_vec()).unwrap_or_default(),
             runs_in: table.runs_in,
+            nested: table.nested.map(|at| at.value),
             host_key: table.host_key,
             gui: table.gui.is_some_and(|at| at.value),
             ready: table.ready,
@@ -115,6 +116,15 @@ impl Check<'_> {
                 key.span(),
                 format!("{} does not run VirtualBox, which alone has a Host Key", **name),
                 "add `hypervisor = \"virtualbox\"`, or leave the key out",
+            );
+        }
+        if let (Some(nested), Some(hypervisor)) = (&table.nested, &table.hypervisor)
+            && !nested.value
+        {
+            self.refuse(
+                nested.span(),
+                format!("{} runs guests with {}, which takes nesting", **name, hypervisor.first()),
+                "leave `nested` out, or the hypervisor",
             );
         }
         if let Some(memory) = &table.memory
