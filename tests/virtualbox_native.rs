@@ -2,6 +2,8 @@
 //! `scripts/virtualbox-native` makes. Everything is real but the starting of VMs, which takes a kernel
 //! driver.
 
+#[path = "virtualbox_native/status.rs"]
+mod status;
 #[path = "support/virtualbox_native.rs"]
 mod support;
 

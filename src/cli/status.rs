@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::session::Session;
 use super::{Globals, output};
 use crate::error::{Kind, Result};
-use crate::hypervisor::Power;
+use crate::hypervisor::{Actual, Power, Probe};
 use crate::lab::{Lab, Labs, Status};
-use crate::plan::{Blueprint, Machine};
+use crate::plan::{Blueprint, Machine, Seat};
 use crate::recipe::LabName;
 
 /// Show the labs of this machine and how their guests are
@@ -52,6 +52,30 @@ struct GuestView {
     address: Option<String>,
     /// Its addresses in the networks that it shares with guests beside it, by network.
     networks: BTreeMap<String, String>,
+    /// What somebody else changed of its VM; `up` changes it back.
+    drift: Vec<Drift>,
+}
+
+/// A setting of a VM that is not as the lab left it.
+#[derive(Serialize)]
+struct Drift {
+    setting: String,
+    /// What it is; `null`: it is not there.
+    actual: Option<String>,
+    wanted: String,
+}
+
+/// What a look at a guest's VM tells.
+struct Seen {
+    state: String,
+    address: Option<String>,
+    drift: Vec<Drift>,
+}
+
+impl Seen {
+    fn unknown(state: String) -> Self {
+        Seen { state, address: None, drift: Vec::new() }
+    }
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -91,12 +115,12 @@ async fn view(lab: Lab) -> Result<LabView> {
 
 async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestView {
     let name = machine.name.as_str();
-    let (state, address) = match look(session, machine).await {
+    let Seen { state, address, drift } = match look(session, machine).await {
         Ok(seen) => seen,
         Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {
-            ("unknown".to_owned(), None)
+            Seen::unknown("unknown".to_owned())
         }
-        Err(error) => (format!("unknown: {}", error.message()), None),
+        Err(error) => Seen::unknown(format!("unknown: {}", error.message())),
     };
     let ready = known.ready.get(name).filter(|_| state == "running");
     GuestView {
@@ -113,12 +137,15 @@ async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestVie
             .iter()
             .map(|card| (card.network.clone(), format!("{}/24", card.address)))
             .collect(),
+        drift,
     }
 }
 
-async fn look(session: &Session, machine: &Machine) -> Result<(String, Option<String>)> {
+async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
     let seat = session.machines.seat(machine.name.as_str()).await?;
-    let power = seat.inspect().await?.map(|actual| actual.power);
+    let actual = seat.inspect().await?;
+    let drift = actual.as_ref().map(|actual| drift(&seat, actual)).unwrap_or_default();
+    let power = actual.map(|actual| actual.power);
     let address = match (&power, &machine.login) {
         (Some(Power::Running), Some(login)) => {
             seat.hypervisor.endpoint(&*seat.host, &machine.spec, login.port).await.ok()
@@ -134,7 +161,25 @@ async fn look(session: &Session, machine: &Machine) -> Result<(String, Option<St
         Some(Power::Changing(word)) => word,
         Some(Power::Crashed(_)) => "crashed".to_owned(),
     };
-    Ok((state, address.map(|address| address.to_string())))
+    Ok(Seen { state, address: address.map(|address| address.to_string()), drift })
+}
+
+/// Returns what differs from the lab's blueprint. Commands alone depend on the hypervisor's version, and
+/// none are shown: what is presumed of it saves a probe, which is slow.
+fn drift(seat: &Seat, actual: &Actual) -> Vec<Drift> {
+    let machine = &seat.machine;
+    let probe = Probe::presumed(machine.outer);
+    let changes = seat.hypervisor.changes(&machine.spec, Some(actual), &probe);
+    changes
+        .into_iter()
+        // A snapshot is what `up` takes before it changes something, no setting.
+        .filter(|change| change.setting != "snapshot")
+        .map(|change| Drift {
+            setting: change.setting,
+            actual: change.actual,
+            wanted: change.wanted,
+        })
+        .collect()
 }
 
 /// Returns a lab for a person. Writing to a `String` cannot fail.
@@ -165,6 +210,14 @@ fn text(lab: &LabView) -> String {
             let _ = write!(out, "  {}", style(format!("{network} {address}")).dim());
         }
         out.push('\n');
+        for drift in &guest.drift {
+            let actual = drift.actual.as_deref().unwrap_or("none");
+            let line = format!("{}: {actual} → {}", drift.setting, drift.wanted);
+            let _ = writeln!(out, "{indent}  {}", style(line).yellow());
+        }
+    }
+    if lab.guests.iter().any(|guest| !guest.drift.is_empty()) {
+        let _ = writeln!(out, "  changed since (is → was made): `nestlab up` changes it back");
     }
     out
 }

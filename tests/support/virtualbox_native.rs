@@ -1,6 +1,7 @@
 //! A VirtualBox of its own for each test, in the tree that `scripts/virtualbox-native` makes, and a guest on it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -43,6 +44,18 @@ impl Native {
     pub(crate) async fn vbox(&self, args: &[&str]) -> String {
         let command = Command::new("VBoxManage").args(args.iter().copied());
         (self as &dyn Host).check(&command).await.unwrap().text()
+    }
+
+    /// Writes a program to `to` that is this VirtualBox's VBoxManage for other processes; it notes each of its
+    /// runs in `to` with `.log`.
+    pub(crate) fn program(&self, to: &Utf8Path) {
+        let (home, id) = (&self.home, self.home.file_name().expect("a name"));
+        let text = format!(
+            "#!/bin/sh\necho \"$*\" >> {to}.log\n\
+             exec {SCRIPT} exec env LC_ALL=C VBOX_USER_HOME={home} VBOX_IPC_SOCKETID={id} VBoxManage \"$@\"\n"
+        );
+        std::fs::write(to, text).unwrap();
+        std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Waits until this VirtualBox's server has ended, as it does some seconds after its last client: only
