@@ -500,7 +500,7 @@ async fn a_job_whose_nestlab_was_killed_is_taken_up_by_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_job_whose_host_was_rebooted_is_lost() {
+async fn a_job_whose_host_was_rebooted_before_is_started_anew() {
     let sshd = Sshd::start(&[]);
     let host = sshd.host();
     let spec = gated(&sshd);
@@ -509,11 +509,13 @@ async fn a_job_whose_host_was_rebooted_is_lost() {
     // As it was left before: this boot has another id.
     std::fs::write(folder.join("job"), "1 1 00000000-0000-0000-0000-000000000000\n").unwrap();
     std::fs::write(folder.join("output"), "half way\n").unwrap();
+    std::fs::write(sshd.path("gate"), "").unwrap();
     let mut lines = Vec::new();
     let mut on_line = |line: &str| lines.push(line.to_owned());
-    let error = job::run(&*host, &spec, &mut on_line, &CancellationToken::new()).await.unwrap_err();
-    assert!(error.message().contains("rebooted"), "{error:?}");
-    assert_eq!((lines, error.output_tail()), (vec!["half way".to_owned()], Some("half way")));
+    let exit = job::run(&*host, &spec, &mut on_line, &CancellationToken::new()).await.unwrap();
+    assert_eq!(exit, Exit::Code(4));
+    assert_eq!(lines.first().map(String::as_str), Some("half way"));
+    assert_eq!((lines.len(), lines.last().map(String::as_str)), (20_003, Some("end")));
     assert!(!folder.exists());
 }
 
