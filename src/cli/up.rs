@@ -95,7 +95,13 @@ async fn build(
     let world = Arc::new(world);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
     held.keep_recipe(&text)?;
-    world.machines.blueprint().keep(held)?;
+    let blueprint = world.machines.blueprint();
+    blueprint.keep(held)?;
+    for dropped in &blueprint.dropped {
+        let what = format!("{} in {} is not in the recipe any more", dropped.name, dropped.outer);
+        let until = format!("its VM stays until `nestlab destroy {}`", lab.name());
+        told.feed.notice(Level::Warning, format!("{what}: {until}"));
+    }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
     let journal = held.journal()?;
     if globals.json

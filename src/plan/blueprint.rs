@@ -47,6 +47,9 @@ pub struct Blueprint {
     pub l0_host_key: Option<HostKey>,
     /// The guests, each after its parent.
     pub machines: Vec<Machine>,
+    /// Guests that the recipe had once, whose VMs are still to be removed.
+    #[serde(default)]
+    pub dropped: Vec<Machine>,
 }
 
 /// One guest.
@@ -130,6 +133,7 @@ impl Blueprint {
             patience: recipe.patience,
             l0_host_key: recipe.host.host_key.as_ref().map(|key| key.value.clone()),
             machines,
+            dropped: Vec::new(),
         })
     }
 

@@ -10,6 +10,7 @@
 mod action;
 pub mod blueprint;
 pub mod chain;
+mod dropped;
 pub mod graph;
 pub mod images;
 pub mod l0;

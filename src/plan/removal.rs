@@ -20,9 +20,9 @@ pub trait Remover: Send + Sync {
 impl Remover for Machines {
     async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()> {
         match resource {
-            Resource::Vm { host, guest, .. } => {
+            Resource::Vm { host, guest, hypervisor, vm, .. } => {
                 let host = self.host(host).await?;
-                let machine = self.blueprint().machine(guest)?;
+                let machine = self.blueprint().made(guest, *hypervisor, vm)?;
                 let driver = self.driver(machine.outer);
                 driver.destroy(&*host, &machine.spec, feed).await?;
                 self.forget(guest).await;

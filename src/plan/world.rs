@@ -64,7 +64,7 @@ impl World {
             resources.host_key = drivers.virtualbox.host_key(&*l0).await?;
         }
         let budget = budget::derive(&recipe, &resources, &images.defaults())?;
-        let blueprint = Blueprint::draw(&recipe, &budget, &images, lab)?;
+        let blueprint = Blueprint::draw(&recipe, &budget, &images, lab)?.after(before);
         let machines = Machines::new(lab.clone(), blueprint, l0, drivers);
         let store = Store::open(&cache.join("images"))?;
         Ok(World { recipe, budget, images, lock: None, store, machines })
