@@ -51,7 +51,7 @@ async fn reboot_within(
     ask_for_it(site).await?;
     let mut watch = Watch::new(site, outside, silence, "waiting for the reboot");
     loop {
-        site.look_again().await?;
+        watch.rest().await?;
         let state = match watch.until(boot_id(site.host)).await {
             Ok(id) if id != before => return Ok(id),
             Ok(_) => "it has not stopped yet",

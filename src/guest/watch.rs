@@ -1,11 +1,15 @@
 //! Watching a guest from outside while it is waited for: what is waited for is told, and a guest that is
 //! gone or shows no sign of life ends the wait, also in the middle of a question that it never answers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::readiness::Outside;
 use super::{Site, Vigil};
 use crate::error::{Error, Kind, Result};
+
+/// How many times as long as a look took is waited before the next: in an emulated host a look costs
+/// seconds of the one processor that the guest boots on.
+const REST: u32 = 5;
 
 /// A watch over a guest.
 pub(super) struct Watch<'a> {
@@ -14,6 +18,8 @@ pub(super) struct Watch<'a> {
     vigil: Vigil,
     what: String,
     sign: String,
+    /// How long the last look took.
+    cost: Duration,
 }
 
 impl<'a> Watch<'a> {
@@ -25,7 +31,8 @@ impl<'a> Watch<'a> {
         what: &str,
     ) -> Self {
         let (what, sign) = (what.to_owned(), String::new());
-        Watch { site, outside, vigil: Vigil::new(silence), what, sign }
+        let (vigil, cost) = (Vigil::new(silence), Duration::ZERO);
+        Watch { site, outside, vigil, what, sign, cost }
     }
 
     /// Returns the answer to `question`. A machine that boots can leave it open for long: meanwhile it is
@@ -42,10 +49,19 @@ impl<'a> Watch<'a> {
             tokio::select! {
                 biased;
                 answer = &mut question => return answer,
-                waited = self.site.look_again() => waited?,
+                rested = self.rest() => rested?,
             }
             self.look().await?;
         }
+    }
+
+    /// Waits until it is time to look again.
+    ///
+    /// # Errors
+    /// [`Kind::Interrupted`] as soon as the work is to end.
+    pub(super) async fn rest(&self) -> Result<()> {
+        let interval = self.site.patience.limit(super::LOOK_AGAIN).min(super::LOOK_AGAIN_AT_MOST);
+        self.site.pause(interval.max(self.cost * REST)).await
     }
 
     /// Tells that it is `what` that is waited for now, and looks at the guest; `sign` changes while it
@@ -60,6 +76,13 @@ impl<'a> Watch<'a> {
     }
 
     async fn look(&mut self) -> Result<()> {
+        let began = Instant::now();
+        let looked = self.look_once().await;
+        self.cost = began.elapsed();
+        looked
+    }
+
+    async fn look_once(&mut self) -> Result<()> {
         self.site.proceed()?;
         self.site.feed.doing(&self.what);
         let life = match &self.outside {

@@ -156,7 +156,7 @@ async fn wait_within(
             Look::Up(evidence) => return Ok(evidence),
             Look::Waiting { what, life } => watch.turn(what, life).await?,
         }
-        site.look_again().await?;
+        watch.rest().await?;
     }
 }
 
