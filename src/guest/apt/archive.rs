@@ -72,9 +72,9 @@ mod tests {
     use crate::host::scripted::Scripted;
 
     /// apt-cache madison libc6:amd64 tzdata nonexistent, apt 2.6.1.
-    const MADISON: &str = "     libc6 | 2.36-9+deb12u14 | http://deb.debian.org/debian bookworm/main amd64 Packages
-    tzdata | 2026f-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
-    tzdata | 2026b-0+deb12u1 | http://deb.debian.org/debian bookworm/main amd64 Packages
+    const MADISON: &str = "     libc6 | 2.36-9+deb12u14 | http://archive.example/debian bookworm/main amd64 Packages
+    tzdata | 2026f-0+deb12u1 | http://archive.example/debian-security bookworm-security/main amd64 Packages
+    tzdata | 2026b-0+deb12u1 | http://archive.example/debian bookworm/main amd64 Packages
     tzdata | 2026b-0+deb12u1 | http://mirror.example/debian bookworm/main amd64 Packages
 ";
 
