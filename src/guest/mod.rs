@@ -50,7 +50,13 @@ impl Site<'_> {
     /// Waits until it is time to look again at what is waited for: soon, but not so often that looking
     /// slows an emulated guest down.
     async fn look_again(&self) -> Result<()> {
-        self.pause(self.patience.limit(LOOK_AGAIN).min(LOOK_AGAIN_AT_MOST)).await
+        self.look_again_after(Duration::ZERO).await
+    }
+
+    /// The same, but not before `least` has passed.
+    async fn look_again_after(&self, least: Duration) -> Result<()> {
+        let interval = self.patience.limit(LOOK_AGAIN).min(LOOK_AGAIN_AT_MOST);
+        self.pause(interval.max(least)).await
     }
 
     /// Waits for `interval`, or returns a [`Kind::Interrupted`] error as soon as the work is to end.

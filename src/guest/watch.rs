@@ -60,8 +60,7 @@ impl<'a> Watch<'a> {
     /// # Errors
     /// [`Kind::Interrupted`] as soon as the work is to end.
     pub(super) async fn rest(&self) -> Result<()> {
-        let interval = self.site.patience.limit(super::LOOK_AGAIN).min(super::LOOK_AGAIN_AT_MOST);
-        self.site.pause(interval.max(self.cost * REST)).await
+        self.site.look_again_after(self.cost * REST).await
     }
 
     /// Tells that it is `what` that is waited for now, and looks at the guest; `sign` changes while it
