@@ -26,9 +26,9 @@ impl VirtualBox {
     /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
     pub async fn host_key(&self, host: &dyn Host) -> Result<Option<HostKey>> {
         let manage = self.manage(host).await?;
-        let answer = manage.run(&["getextradata", GLOBAL, HOST_KEY]).await?;
+        let codes = host_key_codes(&manage).await?;
         let platform = platform(host, &manage.installed().program).await?;
-        HostKey::from_codes(parse::value(&answer).as_deref(), platform)
+        HostKey::from_codes(codes.as_deref(), platform)
             .map_err(|message| Error::failed(message).on(host.name()))
     }
 
@@ -51,11 +51,11 @@ impl VirtualBox {
     /// [`VirtualBox::restore_former`].
     pub async fn former_host_key(&self, host: &dyn Host) -> Result<Former> {
         let manage = self.manage(host).await?;
-        let answer = manage.run(&["getextradata", GLOBAL, HOST_KEY]).await?;
+        let codes = host_key_codes(&manage).await?;
         Ok(Former {
             vm: GLOBAL.to_owned(),
             name: "VirtualBox".to_owned(),
-            settings: BTreeMap::from([(HOST_KEY.to_owned(), parse::value(&answer))]),
+            settings: BTreeMap::from([(HOST_KEY.to_owned(), codes)]),
         })
     }
 
@@ -110,6 +110,12 @@ impl VirtualBox {
         let manage = self.manage(host).await?;
         Ok(start::execution(host, &there(&manage, spec).await?).await)
     }
+}
+
+/// Returns the key codes that VirtualBox itself keeps as its Host Key; `None`: none were ever set.
+async fn host_key_codes(manage: &Manage<'_>) -> Result<Option<String>> {
+    let answer = manage.run(&["getextradata", GLOBAL, HOST_KEY]).await?;
+    Ok(parse::value(&answer))
 }
 
 /// Gives VirtualBox itself its extra data back; one without a value is unset again.
