@@ -99,6 +99,9 @@ impl Native {
         let line = list.lines().rfind(|line| line.starts_with(&entry)).unwrap();
         let uuid = line[entry.len()..].trim_end_matches('}').to_owned();
         self.vbox(&["modifyvm", &uuid, "--cpus", "3", "--memory", "2048", "--nic1", "nat"]).await;
+        // A new VM has this off until VirtualBox's server reads it from its file again (7.2.22): it would
+        // change by itself whenever the server ends.
+        self.vbox(&["modifyvm", &uuid, "--nat-localhostreachable1", "on"]).await;
         let disk = self.disk(&format!("{uuid}.vdi")).await;
         self.vbox(&["storagectl", &uuid, "--name", "Disks", "--add", "sata", "--portcount", "1"])
             .await;
