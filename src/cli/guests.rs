@@ -101,3 +101,51 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
     values.push(("ready by", "ready", guest.ready.clone()));
     values
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(host: &str, key: &str, leaves: &[&str]) -> WayOut {
+        WayOut {
+            host: host.to_owned(),
+            key: key.to_owned(),
+            leaves: leaves.iter().map(|&guest| guest.to_owned()).collect(),
+            why: "because".to_owned(),
+        }
+    }
+
+    #[test]
+    fn it_is_told_which_key_leaves_which_level() {
+        let ways = [
+            way("L0", "Right Ctrl", &["l1"]),
+            way("l1", "F12", &["gateway", "workstation"]),
+            way("workstation", "F11", &[]),
+        ];
+        let plan = console::strip_ansi_codes(&keys(&ways)).into_owned();
+        let lines: Vec<Vec<&str>> =
+            plan.lines().map(|line| line.split_whitespace().collect()).collect();
+        let expected: Vec<Vec<&str>> = [
+            "",
+            "Host Keys",
+            "Right Ctrl leaves l1 (L0's) because",
+            "F12 leaves gateway, workstation (l1's) because",
+            "F11 leaves the VMs of workstation (workstation's) because",
+        ]
+        .iter()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+        assert_eq!(lines, expected);
+        assert_eq!(
+            keys_in_short(&ways).as_deref(),
+            Some(
+                "in a window of VirtualBox, Right Ctrl leaves l1; F12 leaves gateway and workstation"
+            )
+        );
+    }
+
+    #[test]
+    fn no_key_is_told_where_no_virtualbox_is() {
+        assert_eq!((keys(&[]), keys_in_short(&[])), (String::new(), None));
+    }
+}

@@ -317,6 +317,31 @@ fn a_derived_host_key_leaves_those_of_deeper_guests_alone() {
 }
 
 #[test]
+fn each_of_three_levels_of_virtualbox_has_a_key_of_its_own() {
+    let given = CHAIN.replace("name = \"l2\"", "name = \"l2\"\nhypervisor = \"virtualbox\"")
+        + "[[guest]]\nname = \"l3\"\nimage = \"i\"\nhost-key = \"F9\"\nhypervisor = \"virtualbox\"\n\
+           [[guest]]\nname = \"l4\"\nimage = \"i\"\n";
+    let recipe = with_guests(&given);
+    let ways = budget(&recipe, &machine(16, 64)).ways_out(&recipe);
+    let told: Vec<(&str, &str, Vec<&str>)> = ways
+        .iter()
+        .map(|way| {
+            let leaves = way.leaves.iter().map(String::as_str).collect();
+            (way.host.as_str(), way.key.as_str(), leaves)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("L0", "Right Ctrl", vec!["l1"]),
+            ("l1", "F12", vec!["l2"]),
+            ("l2", "F11", vec!["l3"]),
+            ("l3", "F9", vec!["l4"]),
+        ]
+    );
+}
+
+#[test]
 fn a_mac_s_host_key_counts_by_its_physical_key() {
     let mut host = machine(4, 16);
     host.platform = Platform::MacOs;
