@@ -145,7 +145,17 @@ async fn an_appliance_starts_from_its_ovas_disk_on_a_virtualbox_like_machine() {
 }
 
 #[tokio::test]
+async fn a_debian_starts_from_a_pc_bios_with_the_names_and_keys_of_its_seed() {
+    a_debian_starts(&[]).await;
+}
+
+#[tokio::test]
 async fn a_debian_starts_from_uefi_firmware_with_the_names_and_keys_of_its_seed() {
+    a_debian_starts(&["-bios", "/usr/share/ovmf/OVMF.fd"]).await;
+}
+
+/// Starts a Debian; `firmware` is QEMU's option for it.
+async fn a_debian_starts(firmware: &[&str]) {
     let manifest = Manifest::shipped("debian-sid").unwrap();
     let image = build(&shared(), &manifest, ImageFormat::Qcow2).await;
     let disk = Overlay::of(&image, "8G");
@@ -153,7 +163,8 @@ async fn a_debian_starts_from_uefi_firmware_with_the_names_and_keys_of_its_seed(
         "l1",
         &[
             &["-machine", "q35", "-m", "1024", "-smp", "2", "-cpu", "max"][..],
-            &["-bios", "/usr/share/ovmf/OVMF.fd", "-device", "virtio-rng-pci"],
+            firmware,
+            &["-device", "virtio-rng-pci"],
             &["-drive", &disk.option("disk"), "-device", "virtio-blk-pci,drive=disk"],
             &["-device", "virtio-blk-pci,drive=seed", "-device", "virtio-net-pci,netdev=net"],
         ]

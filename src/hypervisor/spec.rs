@@ -61,8 +61,11 @@ pub struct GuestSpec {
     pub memory: Amount<Mebibytes>,
     /// Grow the disk to this size, if it is smaller.
     pub disk: Option<Mebibytes>,
-    /// How it starts.
+    /// How it starts when it is made, and later unless [`GuestSpec::firmware_after`] says otherwise.
     pub firmware: Firmware,
+    /// Whether the recipe names that firmware.
+    #[serde(default)]
+    pub firmware_given: bool,
     /// A raw FAT volume labelled `CIDATA` with keys and names, attached read-only; see `image::build::seed`.
     pub seed: Option<Utf8PathBuf>,
     /// Whether it gets nested hardware virtualization; `None`: as an existing VM has it.
@@ -83,6 +86,15 @@ impl GuestSpec {
     /// Returns what tells the VM from all others; the same as long as its name and folder are.
     pub fn uuid(&self) -> Uuid {
         Uuid::new_v5(&VMS, format!("{}\0{}", self.directory, self.vm).as_bytes())
+    }
+
+    /// Returns how a VM is to start that starts with `actual` now: one that was made for UEFI keeps it unless
+    /// the recipe says otherwise, since its disk may start from nothing else.
+    pub fn firmware_after(&self, actual: Option<Firmware>) -> Firmware {
+        match actual {
+            Some(Firmware::Efi) if !self.firmware_given => Firmware::Efi,
+            _ => self.firmware,
+        }
     }
 
     /// Returns whether hardware virtualization inside is asked for.

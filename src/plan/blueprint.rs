@@ -345,6 +345,7 @@ impl Draft<'_> {
             memory: values.memory.value,
             disk: values.disk.value,
             firmware: values.firmware.value.unwrap_or(Firmware::Bios),
+            firmware_given: values.firmware.given,
             seed: None,
             nested: match (values.nested.value, values.nested.given || !self.guest.is_existing()) {
                 (true, _) => Some(true),

@@ -67,6 +67,7 @@ impl Bench {
             memory: Amount::Just(Mebibytes::new(64).expect("some")),
             disk: None,
             firmware: Firmware::Bios,
+            firmware_given: false,
             seed: None,
             nested: Some(false),
             subnet: Subnet::new(10, 0, 7),

@@ -225,6 +225,7 @@ impl Bench {
             memory: Amount::Just(Mebibytes::new(512).unwrap()),
             disk: None,
             firmware: Firmware::Bios,
+            firmware_given: false,
             seed: Some(seed),
             nested: Some(false),
             subnet: Subnet::new(10, 0, 3),

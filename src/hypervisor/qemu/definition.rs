@@ -141,6 +141,14 @@ impl Definition {
         })
     }
 
+    /// Returns the definition that `spec` asks for, of a VM that starts with `firmware` now.
+    ///
+    /// # Errors
+    /// As [`Definition::of`].
+    pub(super) fn after(spec: &GuestSpec, firmware: Option<Firmware>) -> Result<Self> {
+        Ok(Definition { firmware: spec.firmware_after(firmware), ..Definition::of(spec)? })
+    }
+
     /// Returns the definition in a `guest.json`.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         let bad = |why: String| {
@@ -222,12 +230,13 @@ pub(super) fn actual_settings(
 /// Returns what must change so that the VM is as `spec` says: one change a setting, the commands at
 /// the last one they serve.
 pub(super) fn changes(spec: &GuestSpec, actual: Option<&Actual>) -> Vec<Change> {
-    let Ok(wanted) = Definition::of(spec) else {
+    let nothing = BTreeMap::new();
+    let found = actual.map_or(&nothing, |actual| &actual.settings);
+    let firmware = found.get("firmware").and_then(|word| word.parse().ok());
+    let Ok(wanted) = Definition::after(spec, firmware) else {
         // `Qemu::change` gives the reason as an error.
         return vec![change("media", None, "a disk image or an ISO".to_owned())];
     };
-    let nothing = BTreeMap::new();
-    let found = actual.map_or(&nothing, |actual| &actual.settings);
     let mut changes = difference(&wanted.settings(), found);
     if let Some(last) = changes.last_mut() {
         last.commands.push(wanted.write(Folder(&spec.directory)));
@@ -347,6 +356,25 @@ mod tests {
         assert_eq!(commands.len(), 1);
         let written = Definition::parse(commands[0].input()).expect("reads what it wrote");
         assert_eq!(written, Definition::of(&after).expect("a disk can be defined"));
+    }
+
+    #[test]
+    fn a_vm_that_was_made_for_uefi_keeps_it_unless_the_recipe_says_otherwise() {
+        let mut spec = spec();
+        let mut made = spec.clone();
+        made.firmware = Firmware::Efi;
+        let made = actual(&made, None);
+        assert_eq!(changes(&spec, Some(&made)), []);
+        spec.cpus = Amount::Just(Cpus::new(2).expect("two"));
+        let written = |changes: &[Change]| {
+            Definition::parse(changes[0].commands[0].input()).expect("reads what it wrote").firmware
+        };
+        assert_eq!(written(&changes(&spec, Some(&made))), Firmware::Efi);
+        spec.cpus = Amount::Just(Cpus::ONE);
+        spec.firmware_given = true;
+        let changes = changes(&spec, Some(&made));
+        assert_eq!(told(&changes), ["firmware: efi → bios"]);
+        assert_eq!(written(&changes), Firmware::Bios);
     }
 
     #[test]

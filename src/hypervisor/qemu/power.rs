@@ -80,8 +80,10 @@ pub(super) fn start_commands(
 /// Starts the VM, or lets it go on if it is paused.
 pub(super) async fn start(site: Site<'_>, probe: &Probe, feed: &Feed) -> Result<()> {
     let machine = Machine::of(probe);
-    let wanted = Definition::of(site.spec).map_err(|error| error.on(site.host.name()))?;
-    if let Some(pid) = site.defined().await?.pid {
+    let vm = site.defined().await?;
+    let wanted = Definition::after(site.spec, Some(vm.definition.firmware))
+        .map_err(|error| error.on(site.host.name()))?;
+    if let Some(pid) = vm.pid {
         match status(site, pid).await? {
             Power::Running => return Ok(()),
             Power::Paused => {

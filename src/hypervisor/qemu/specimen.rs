@@ -13,6 +13,7 @@ pub(super) fn spec() -> GuestSpec {
         memory: Amount::Just(Mebibytes::gib(2)),
         disk: None,
         firmware: Firmware::Bios,
+        firmware_given: false,
         seed: None,
         nested: Some(false),
         subnet: Subnet::new(10, 0, 2),

@@ -33,6 +33,9 @@ fn default_nat() -> Subnet {
     Subnet::new(10, 0, 2)
 }
 
+/// VirtualBox's word for UEFI, 64-bit.
+const EFI: &str = "EFI64";
+
 /// The network adapters that a VM may have on every chipset.
 pub(crate) const ADAPTERS: std::ops::RangeInclusive<u32> = 1..=8;
 
@@ -125,7 +128,15 @@ pub(crate) fn wanted(
         want("graphicscontroller", "vmsvga");
         if !matches!(media, Media::Ova(_)) {
             want("vram", "16");
-            want("firmware", if spec.firmware == Firmware::Efi { "EFI64" } else { "BIOS" });
+            let has = actual.and_then(|actual| actual.get("firmware"));
+            let has = has.is_some_and(|has| same("firmware", has, EFI)).then_some(Firmware::Efi);
+            want(
+                "firmware",
+                match spec.firmware_after(has) {
+                    Firmware::Efi => EFI,
+                    Firmware::Bios => "BIOS",
+                },
+            );
             let first = if matches!(media, Media::Iso(_)) { "dvd" } else { "disk" };
             want("boot1", first);
             (2..=4).for_each(|place| want(&format!("boot{place}"), "none"));
@@ -235,7 +246,7 @@ pub(crate) fn forwarded(settings: &Settings, forward: &Forward) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::super::parse::{machine_readable, without_warnings};
-    use super::super::specimen::{existing, spec};
+    use super::super::specimen::{existing, made, spec};
     use super::super::transcript::printed;
     use super::*;
     use crate::recipe::Amount;
@@ -243,6 +254,21 @@ mod tests {
 
     fn spelling() -> Spelling {
         Spelling::of(&Version::new(7, 2, 22))
+    }
+
+    #[test]
+    fn a_vm_that_was_made_for_uefi_keeps_it_unless_the_recipe_says_otherwise() {
+        let mut spec = made(Media::Disk("/labs/demo/l2/l2.raw".into()));
+        let now = |spec: &GuestSpec, has: &str| {
+            let actual = Settings::from([("firmware".to_owned(), has.to_owned())]);
+            value(&wanted(spec, Some(&actual), spelling()), "firmware").map(str::to_owned)
+        };
+        assert_eq!(now(&spec, "EFI").as_deref(), Some("EFI64"));
+        assert_eq!(now(&spec, "BIOS").as_deref(), Some("BIOS"));
+        spec.firmware_given = true;
+        assert_eq!(now(&spec, "EFI64").as_deref(), Some("BIOS"));
+        spec.firmware = Firmware::Efi;
+        assert_eq!(now(&spec, "BIOS").as_deref(), Some("EFI64"));
     }
 
     fn odd() -> Settings {

@@ -23,6 +23,7 @@ pub(super) fn spec() -> GuestSpec {
         memory: Amount::Just(Mebibytes::new(512).expect("not zero")),
         disk: None,
         firmware: Firmware::Bios,
+        firmware_given: false,
         seed: Some("/labs/demo/l2/seed.img".into()),
         nested: Some(false),
         subnet: Subnet::new(10, 0, 3),

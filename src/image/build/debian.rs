@@ -1,5 +1,5 @@
-//! A Debian system that starts by itself: from UEFI firmware over GRUB to systemd and sshd, on QEMU and on
-//! VirtualBox, on any of their disk controllers and network cards.
+//! A Debian system that starts by itself: from a PC BIOS or from UEFI over GRUB to systemd and sshd, on QEMU
+//! and on VirtualBox, on any of their disk controllers and network cards.
 //!
 //! It holds no password and no key. A volume labelled `CIDATA` (the [`seed`](super::seed)) gives it its name,
 //! the keys that may log in and its SSH host key at each boot.
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::bootstrap::{self, BuildRecord, Depth, Packages};
+use super::grub::{self, Grub};
 use super::mirror::Mirror;
 use super::partitions;
 use super::rootfs::{self, RootFs};
@@ -38,10 +39,6 @@ const PACKAGES: &[&str] = &[
     "udev",
     "zstd",
 ];
-
-/// What the boot loader comes from; it is not installed, so that no kernel upgrade waits for it.
-const LOADER: (&str, &str) =
-    ("grub-efi-amd64-bin", "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi");
 
 /// Options for mmdebstrap: what a lab machine never reads is not unpacked, now and in upgrades.
 const OPTIONS: &[&str] = &[
@@ -108,8 +105,11 @@ const LINKS: &[(&str, &str)] = &[
     ("etc/systemd/system/e2scrub_reap.service", "/dev/null"),
 ];
 
-/// GRUB's first configuration, in the firmware's partition: it goes on with the one in the root partition.
+/// GRUB's first configuration, outside the root partition: it goes on with the one inside.
 const LOADER_CONFIG: &str = include_str!("debian/loader.cfg");
+
+/// What the root file system's identifier is made from.
+const ROOT: &str = "root file system";
 
 /// Room in the root file system beside what is in it.
 const ROOM: u64 = 1 << 30;
@@ -119,11 +119,12 @@ pub(super) fn texts() -> impl Iterator<Item = &'static str> {
     let files = FILES.iter().flat_map(|(path, _, contents)| [*path, *contents]);
     let links = LINKS.iter().flat_map(|(path, to)| [*path, *to]);
     let options = PACKAGES.iter().chain(OPTIONS).copied();
-    files.chain(links).chain(options).chain(rootfs::texts()).chain([
-        LOADER.0,
-        LOADER.1,
-        LOADER_CONFIG,
-    ])
+    files
+        .chain(links)
+        .chain(options)
+        .chain(rootfs::texts())
+        .chain(grub::texts())
+        .chain([LOADER_CONFIG])
 }
 
 /// What to build.
@@ -144,11 +145,16 @@ impl Debian<'_> {
         names.extend(self.table.packages.iter().cloned());
         let system = self.packages(&names, Depth::Installed);
         let date = system.release_date(shop).await?;
-        let (loader, (tree, record)) =
-            tokio::try_join!(self.loader(shop, date), system.bootstrap(shop, date, "tree.tar"))?;
+        let config = LOADER_CONFIG.replace("{root}", &self.id(ROOT).to_string());
+        let names = grub::PACKAGES.map(str::to_owned);
+        let loader = self.packages(&names, Depth::Unpacked);
+        let (grub, (tree, record)) = tokio::try_join!(
+            Grub::unpack(&loader, shop, date, &config),
+            system.bootstrap(shop, date, "tree.tar")
+        )?;
 
         shop.feed.doing("making the disk");
-        let raw = self.disk(shop, &tree, &loader, date).await?;
+        let raw = self.disk(shop, &tree, &grub, &config, date).await?;
         let file = self.wrapped(shop, raw).await?;
         Ok((file, record))
     }
@@ -183,12 +189,9 @@ impl Debian<'_> {
         }
     }
 
-    /// Returns the boot loader.
-    async fn loader(&self, shop: &Workshop<'_>, date: Timestamp) -> Result<Vec<u8>> {
-        let names = [LOADER.0.to_owned()];
-        let packages = self.packages(&names, Depth::Unpacked);
-        let (tree, _) = packages.bootstrap(shop, date, "loader.tar").await?;
-        tree.read(LOADER.1)
+    /// Returns the identifier of a part of the disk.
+    fn id(&self, what: &str) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, &[self.inputs.as_bytes(), what.as_bytes()].concat())
     }
 
     /// Makes the raw disk.
@@ -196,21 +199,18 @@ impl Debian<'_> {
         &self,
         shop: &Workshop<'_>,
         tree: &Tree,
-        loader: &[u8],
+        grub: &Grub,
+        config: &str,
         date: Timestamp,
     ) -> Result<Utf8PathBuf> {
-        let id = |what: &str| {
-            Uuid::new_v5(&Uuid::NAMESPACE_OID, &[self.inputs.as_bytes(), what.as_bytes()].concat())
-        };
-        let root = id("root file system");
+        let root = self.id(ROOT);
         let overlay = shop.path("overlay.tar");
         write_overlay(&overlay, root, date)?;
         let disk = shop.path("disk.raw");
-        let config = LOADER_CONFIG.replace("{root}", &root.to_string());
         let size = (tree.size("var/cache/apt/") * 5 / 4 + ROOM).next_multiple_of(1 << 20);
-        let boot: [(&str, &[u8]); 2] =
-            [("EFI/BOOT/BOOTX64.EFI", loader), ("EFI/debian/grub.cfg", config.as_bytes())];
-        partitions::make(&disk, size, &boot, id)?;
+        let efi: [(&str, &[u8]); 2] =
+            [("EFI/BOOT/BOOTX64.EFI", &grub.program), ("EFI/debian/grub.cfg", config.as_bytes())];
+        partitions::make(&disk, size, &grub.pc, &efi, |what| self.id(what))?;
         RootFs { disk: &disk, offset: partitions::ROOT_OFFSET, size, uuid: root, date }
             .make(shop, tree.path(), &overlay)
             .await?;

@@ -11,6 +11,7 @@ mod cpio;
 mod debian;
 mod elf;
 mod fat;
+mod grub;
 mod libraries;
 pub mod mirror;
 mod modules;
@@ -42,7 +43,7 @@ use crate::event::Feed;
 use crate::host::local::Local;
 
 /// Counts the changes to the builders that their texts (see [`inputs`]) do not show.
-const GENERATION: u32 = 1;
+const GENERATION: u32 = 2;
 
 /// How to build.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
