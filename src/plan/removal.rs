@@ -1,11 +1,12 @@
 //! Takes away what a lab made, thing by thing.
 
 use async_trait::async_trait;
+use camino::Utf8Path;
 
 use super::machines::Machines;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
-use crate::host::Command;
+use crate::host::{Command, Host};
 use crate::hypervisor::virtualbox::Former;
 use crate::lab::{Journal, Ledger, Resource, resources};
 
@@ -26,7 +27,7 @@ impl Remover for Machines {
                 let driver = self.driver(machine.outer);
                 driver.destroy(&*host, &machine.spec, feed).await?;
                 self.forget(guest).await;
-                Ok(())
+                remove_if_empty(&*host, machine.spec.directory.parent()).await
             }
             Resource::Directory { host, path } => {
                 let host = self.host(host).await?;
@@ -43,6 +44,14 @@ impl Remover for Machines {
                 .hint("it was made by a newer nestlab: destroy the lab with that")),
         }
     }
+}
+
+/// Removes the folder that a lab's guests on `host` share, once the last of them is gone.
+async fn remove_if_empty(host: &dyn Host, folder: Option<&Utf8Path>) -> Result<()> {
+    let Some(folder) = folder else { return Ok(()) };
+    let remove = Command::new("rmdir").args(["--ignore-fail-on-non-empty", "--", folder.as_str()]);
+    // Where there is none, there is nothing to do.
+    host.run(&remove).await.map(drop)
 }
 
 impl Machines {

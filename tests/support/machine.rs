@@ -15,6 +15,9 @@ use ssh_key::{Algorithm, LineEnding, PrivateKey};
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How many looks at a machine there are from one press of its power button to the next.
+const LOOKS_PER_PRESS: u32 = 50;
+
 /// A running machine; dropping it pulls the plug.
 pub(crate) struct Machine {
     qemu: Child,
@@ -89,10 +92,16 @@ impl Machine {
             .unwrap()
     }
 
-    /// Presses the power button and waits until the machine has turned itself off.
+    /// Presses the power button until the machine has turned itself off: a press that comes before its udev
+    /// has found the button is lost.
     pub(crate) fn press_power_button(&mut self) {
-        self.tell("system_powerdown");
-        while self.is_on() {
+        for look in 0.. {
+            if !self.is_on() {
+                return;
+            }
+            if look % LOOKS_PER_PRESS == 0 {
+                self.tell("system_powerdown");
+            }
             std::thread::sleep(LOOK);
         }
     }
