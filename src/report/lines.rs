@@ -131,6 +131,12 @@ impl<W: Write + Send> Report for Lines<W> {
         self.tell_what_is_due(now);
     }
 
+    fn idle(&mut self, now: Instant) {
+        if !self.left {
+            self.tell_what_is_due(now);
+        }
+    }
+
     fn leave(&mut self) {
         self.left = true;
     }
@@ -204,8 +210,13 @@ mod tests {
         }
         lines.event(&doing("a"), at(10_000));
         lines.event(&doing("b"), at(10_100));
-        // Another step's event is the occasion to tell what was held back.
-        lines.event(&started("l2/start", "start l2"), at(12_100));
+        lines.idle(at(11_900));
+        lines.idle(at(12_100));
+        lines.idle(at(60_000));
+        lines.event(&doing("c"), at(60_100));
+        lines.event(&doing("d"), at(60_200));
+        // Another step's event is an occasion too.
+        lines.event(&started("l2/start", "start l2"), at(62_200));
         let told: Vec<String> = text(&lines).lines().map(str::to_owned).collect();
         assert_eq!(
             told,
@@ -213,8 +224,10 @@ mod tests {
                 "begin    start l1: not there",
                 "   ...   start l1: waiting for SSH",
                 "   ...   start l1: a",
-                "begin    start l2: not there",
                 "   ...   start l1: b",
+                "   ...   start l1: c",
+                "begin    start l2: not there",
+                "   ...   start l1: d",
             ]
         );
     }

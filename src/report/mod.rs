@@ -24,13 +24,16 @@ pub mod tell;
 pub mod words;
 
 use std::io::IsTerminal as _;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use log::RunLog;
 pub use paint::{Color, Paint};
 
 use crate::event::{Event, Feed, Level};
+
+/// How often it is looked whether something that was held back is due.
+const TICK: Duration = Duration::from_secs(1);
 
 /// How the user wants to be told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +54,9 @@ pub struct Style {
 pub trait Report: Send {
     /// Shows `event`.
     fn event(&mut self, event: &Event, now: Instant);
+
+    /// Shows what was held back; called about once a second though nothing happens.
+    fn idle(&mut self, _now: Instant) {}
 
     /// Puts the terminal in order and shows no more there.
     fn leave(&mut self);
@@ -83,7 +89,18 @@ impl Reporter {
 
     /// Returns a reporter that shows events through `shown`.
     pub fn showing(shown: Box<dyn Report>, log: Option<RunLog>) -> Self {
-        Reporter(Arc::new(Mutex::new(Inner { shown, log })))
+        let inner = Arc::new(Mutex::new(Inner { shown, log }));
+        let seen = Arc::downgrade(&inner);
+        let clock = move || {
+            while let Some(inner) = seen.upgrade() {
+                lock(&inner).shown.idle(Instant::now());
+                drop(inner);
+                std::thread::sleep(TICK);
+            }
+        };
+        // It ends by itself. Without it, what is held back is shown with the next event.
+        let _ = std::thread::Builder::new().name("report".to_owned()).spawn(clock);
+        Reporter(inner)
     }
 
     /// Returns the feed that leads here.
@@ -94,11 +111,11 @@ impl Reporter {
 
     /// Puts the terminal in order and shows no more there; the log goes on.
     pub fn leave(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).shown.leave();
+        lock(&self.0).shown.leave();
     }
 
     fn take(&self, event: &Event) {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.0);
         let now = Instant::now();
         inner.shown.event(event, now);
         if let Some(log) = &mut inner.log
@@ -111,6 +128,10 @@ impl Reporter {
     }
 }
 
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Whether the terminal's locale has the marks beyond ASCII.
 fn speaks_utf8() -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
@@ -120,4 +141,30 @@ fn speaks_utf8() -> bool {
         let locale = locale.to_ascii_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_is_held_back_becomes_due_though_nothing_happens() {
+        struct Shown(mpsc::Sender<()>);
+        impl Report for Shown {
+            fn event(&mut self, _: &Event, _: Instant) {}
+            fn idle(&mut self, _: Instant) {
+                let _ = self.0.send(());
+            }
+            fn leave(&mut self) {}
+        }
+        let (sender, asked) = mpsc::channel();
+        let reporter = Reporter::showing(Box::new(Shown(sender)), None);
+        for _ in 0..2 {
+            asked.recv().expect("it is asked again and again");
+        }
+        drop(reporter);
+        while asked.recv().is_ok() {}
+    }
 }
