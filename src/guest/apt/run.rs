@@ -69,6 +69,8 @@ pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transc
 pub struct Reader<'a> {
     feed: &'a Feed,
     total: Option<u64>,
+    /// How much of the total is done.
+    done: u64,
     troubles: Vec<Trouble>,
     tail: VecDeque<String>,
 }
@@ -76,7 +78,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Returns a reader that tells `feed`.
     pub fn new(feed: &'a Feed) -> Self {
-        Reader { feed, total: None, troubles: Vec::new(), tail: VecDeque::new() }
+        Reader { feed, total: None, done: 0, troubles: Vec::new(), tail: VecDeque::new() }
     }
 
     /// Takes a line. dpkg separates the states of its progress with carriage returns.
@@ -98,9 +100,10 @@ impl<'a> Reader<'a> {
             Status::Package { what, percent, .. } => {
                 // apt unpacks many packages before it configures the first, and its percentage counts
                 // both: packages that are wholly installed would stand at none for most of the time.
-                let total = self.total.unwrap_or(100);
+                let total = self.packages();
                 let done = (percent.clamp(0.0, 100.0) / 100.0 * total as f64) as u64;
-                self.feed.item(done.min(total), total, crate::event::printable(what_short(&what)));
+                self.done = done.min(total);
+                self.feed.item(self.done, total, crate::event::printable(what_short(&what)));
             }
             Status::Failure { package, message } => {
                 let line = format!("{package}: {message}");
@@ -110,8 +113,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Returns how many packages there are to do, or 100 for a percentage as long as it is not known.
+    fn packages(&self) -> u64 {
+        self.total.unwrap_or(100)
+    }
+
     fn text(&mut self, line: &str) {
         self.total = status::summary(line).or(self.total);
+        if let Some(module) = built_by_dkms(line) {
+            // Between this line and DKMS's next one lie minutes.
+            let what = format!("building {} with DKMS", crate::event::printable(module));
+            self.feed.item(self.done, self.packages(), what);
+        }
         self.troubles.extend(Trouble::of(line));
         if self.tail.len() == KEPT {
             self.tail.pop_front();
@@ -136,13 +149,20 @@ fn what_short(what: &str) -> &str {
     what.rsplit_once(" (").map_or(what, |(words, _)| words)
 }
 
+/// Returns which module DKMS begins to build: `NAME/VERSION` of its 3.2, `a module` of older ones, which
+/// do not tell.
+fn built_by_dkms(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("Building initial module ")?;
+    rest.split_once(" for ").map(|(module, _)| module).or(Some("a module"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::{Event, Progress};
     use std::sync::{Arc, Mutex};
 
-    /// apt-get -y -o APT::Status-Fd=1 full-upgrade, apt 2.6.1, shortened.
+    /// apt-get -y -o APT::Status-Fd=1 full-upgrade, apt 2.6.1, shortened; what DKMS 3.2 and 3.0 say in between.
     const UPGRADE: &str = "\
 Reading package lists...
 dlstatus:1:0.0000:Retrieving file 1 of 2
@@ -151,6 +171,8 @@ dlstatus:2:100.0000:Retrieving file 2 of 2
 (Reading database ... 5%\r(Reading database ... 10%
 pmstatus:nl-one:0.0000:Preparing nl-one (amd64)
 pmstatus:nl-one:60.0000:Configuring nl-one (amd64)
+Building initial module nl/1.0 for 7.2.13+deb14-amd64
+Building initial module for 6.1.0-50-amd64
 pmstatus:nl-one:80.0000:Installed nl-one (amd64)
 ";
 
@@ -180,6 +202,8 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
                 "1/2 downloading",
                 "0/2 Preparing nl-one",
                 "1/2 Configuring nl-one",
+                "1/2 building nl/1.0 with DKMS",
+                "1/2 building a module with DKMS",
                 "1/2 Installed nl-one",
             ]
         );
