@@ -152,7 +152,7 @@ impl Lock {
     ///
     /// # Errors
     /// If it is not, [`Kind::Untrusted`] with both digests for one that was downloaded; for one that was
-    /// built here [`Kind::Failed`] with the packages that have other versions now.
+    /// built here [`Kind::Failed`] with the packages that have other versions now, if it is these.
     pub fn admits(&self, image: &VerifiedImage) -> Result<()> {
         let locked = self.image(image.name(), image.format())?;
         if locked.sha256 == image.sha256() {
@@ -161,14 +161,8 @@ impl Lock {
         let found = LockedImage::of(image);
         let (name, diff) = (image.name(), locked.diff(&found));
         let lines: Vec<String> = diff.to_string().lines().map(str::to_owned).collect();
-        let packages = lines.iter().filter(|line| line.contains(" package ")).count();
-        let (kind, why) = match image.provenance() {
-            Provenance::Built { .. } => (
-                Kind::Failed,
-                format!("the archive has other versions of {packages} of its packages now"),
-            ),
-            _ => (Kind::Untrusted, format!("SHA-256 {} is there now", found.sha256)),
-        };
+        let built = matches!(image.provenance(), Provenance::Built { .. });
+        let (kind, why) = locked.refuses(&found, built);
         let (was, digest) = (&locked.version, locked.sha256);
         let message =
             format!("what is locked cannot be had: {name} {was}, SHA-256 {digest}: {why}");
@@ -235,6 +229,20 @@ impl LockedImage {
 
     fn diff(&self, other: &Self) -> Diff {
         Diff { old: self.facts(), new: other.facts() }
+    }
+
+    /// Returns why `found` is not what is locked, though it has the name.
+    fn refuses(&self, found: &Self, built: bool) -> (Kind, String) {
+        if !built {
+            return (Kind::Untrusted, format!("SHA-256 {} is there now", found.sha256));
+        }
+        let packages = Diff { old: of_packages(&self.packages), new: of_packages(&found.packages) };
+        let why = match packages.to_string().lines().count() {
+            0 => "this nestlab builds it otherwise, from the same packages".to_owned(),
+            1 => "the archive has another version of one of its packages now".to_owned(),
+            count => format!("the archive has other versions of {count} of its packages now"),
+        };
+        (Kind::Failed, why)
     }
 }
 
@@ -371,6 +379,28 @@ mod tests {
         let expected = "~ image a.ova version: 1 → 2\n~ l1 package a:all: 1 → 2\n\
                         - l1 package b:all: 1\n+ l1 package c:all: 1\n";
         assert_eq!(old.diff(&new).to_string(), expected);
+    }
+
+    #[test]
+    fn an_image_that_is_not_the_locked_one_is_refused_with_what_made_it_another() {
+        let image = |digest: u8, packages: &[(&str, &str)]| LockedImage {
+            version: "1".to_owned(),
+            sha256: Sha256::from_bytes([digest; 32]),
+            signed_at: None,
+            packages: packages.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+        };
+        let locked = image(1, &[("libc6", "1"), ("dpkg", "1")]);
+        let why = |found: &[(&str, &str)]| locked.refuses(&image(2, found), true);
+        let (same, one, both) = (
+            why(&[("libc6", "1"), ("dpkg", "1")]),
+            why(&[("libc6", "2"), ("dpkg", "1")]),
+            why(&[("libc6", "2"), ("dpkg", "2")]),
+        );
+        assert!(same.1.contains("nestlab builds it otherwise"), "{same:?}");
+        assert!(one.1.contains("another version of one"), "{one:?}");
+        assert!(both.1.contains("other versions of 2"), "{both:?}");
+        assert_eq!((same.0, one.0, both.0), (Kind::Failed, Kind::Failed, Kind::Failed));
+        assert_eq!(locked.refuses(&image(2, &[]), false).0, Kind::Untrusted);
     }
 
     #[test]
