@@ -2,6 +2,10 @@
 //! a real guest of that VirtualBox that answers. Nothing here is simulated but the publisher of the OVA,
 //! which stands on loopback under the URL layout of Kicksecure's, with a key made for the run.
 
+#[path = "chain/emulator.rs"]
+mod emulator;
+#[path = "chain/inside.rs"]
+mod inside;
 #[path = "support/lab.rs"]
 mod lab;
 #[path = "support/outdated.rs"]
@@ -12,6 +16,8 @@ mod publisher;
 use std::net::TcpStream;
 use std::path::Path;
 
+use emulator::Emulator;
+use inside::Inside;
 use lab::{Nestlab, processes_naming};
 use outdated::Outdated;
 use publisher::{Publisher, Release};
@@ -80,12 +86,15 @@ fn one_command_builds_a_guest_in_virtualbox_in_debian_in_qemu_and_another_takes_
     let recipe = recipe(folder.path(), &publisher, &release);
 
     nestlab.ok(&["plan", &recipe]);
-    nestlab.ok(&["up", &recipe]);
+    let emulator = Emulator::of(&nestlab, &recipe);
+    emulator.outlast(|| nestlab.ok(&["up", &recipe]));
 
-    l1_was_provisioned(&nestlab);
-    l2_runs_on_hardware_virtualization(&nestlab);
-    l2_answers_for_itself(&nestlab);
-    a_second_up_changes_nothing(&nestlab, &recipe);
+    emulator.outlast(|| l1_was_provisioned(&nestlab));
+    emulator.outlast(|| l2_runs_on_hardware_virtualization(&nestlab));
+    emulator.outlast(|| l2_answers_for_itself(&nestlab));
+    let there = Inside::of(&nestlab, folder.path());
+    emulator.outlast(|| there.builds_a_guest_that_has_virtualization(&publisher, &release));
+    emulator.outlast(|| a_second_up_changes_nothing(&nestlab, &recipe));
     destroy_leaves_nothing(&nestlab);
 }
 
@@ -105,7 +114,7 @@ fn l1_was_provisioned(nestlab: &Nestlab) {
     println!("L1 runs {running} of {}; its boots:\n{boots}", kernels.replace('\n', ", "));
     let older = kernels.lines().filter(|kernel| *kernel != running).collect::<Vec<_>>();
     assert_eq!(older.len(), 1, "the kernel that the image came with and a newer one: {kernels}");
-    assert_eq!(boots.lines().count(), 2, "it was rebooted into the newer one: {boots}");
+    assert!(boots.lines().count() > 1, "it was rebooted into the newer one: {boots}");
     let version = l1.sh("VBoxManage --version");
     println!("VirtualBox in L1: {version}");
     assert!(version.starts_with("7.2."), "{version}");
