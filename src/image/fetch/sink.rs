@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::{Bytes, BytesMut};
 use camino::Utf8PathBuf;
@@ -19,8 +20,8 @@ const BLOCK: usize = 512 * 1024;
 /// How many blocks may wait for the disk.
 const WAITING: usize = 8;
 
-/// How many bytes may be waiting to reach the disk before they are sent there: the last sync is then
-/// short, and the disk works while the network does.
+/// After how many bytes the disk is asked to have them: the last sync is then short, and the disk works
+/// while the network does.
 const SYNC_EVERY: u64 = 256 << 20;
 
 /// A thread that writes and hashes.
@@ -86,6 +87,7 @@ fn run(start: Start, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
     let mut head = Head::new(form);
     reread(&mut file, have, &mut hashing, &mut head)?;
     file.seek(SeekFrom::Start(have))?;
+    let syncing = Syncing::start(&file)?;
     let mut unsynced = 0;
     while let Some(block) = receiver.blocking_recv() {
         head.see(&block)?;
@@ -93,12 +95,43 @@ fn run(start: Start, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
         file.write_all(&block).map_err(|error| full(error, &path))?;
         unsynced += block.len() as u64;
         if unsynced >= SYNC_EVERY {
-            file.sync_data()?;
+            syncing.due();
             unsynced = 0;
         }
     }
     head.end()?;
-    hashing.finish()
+    let hashed = hashing.finish();
+    syncing.finish().map_err(|error| full(error, &path))?;
+    hashed
+}
+
+/// A thread that waits for the disk, so that hashes and network do not.
+struct Syncing {
+    due: SyncSender<()>,
+    thread: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Syncing {
+    fn start(file: &File) -> Result<Self> {
+        let file = file.try_clone()?;
+        let (due, asked) = sync_channel(1);
+        let work = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = std::thread::Builder::new().name("sync".to_owned()).spawn(work)?;
+        Ok(Syncing { due, thread })
+    }
+
+    /// What was written so far is to reach the disk.
+    fn due(&self) {
+        // If it has been asked already and not begun, that sync serves this too; why it ended is said by
+        // `finish`.
+        let _ = self.due.try_send(());
+    }
+
+    /// Waits for the disk.
+    fn finish(self) -> std::io::Result<()> {
+        drop(self.due);
+        self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the sync thread died")))
+    }
 }
 
 /// Hashes what an earlier run left.
