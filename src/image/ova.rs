@@ -254,6 +254,10 @@ impl<'a, R> Window<'a, R> {
 impl<R: Read + Seek> Read for Window<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let left = self.member.size.saturating_sub(self.at);
+        if left == 0 {
+            // As in a file, one may seek beyond the end, however far, and finds nothing there.
+            return Ok(0);
+        }
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         self.inner.seek(SeekFrom::Start(self.member.offset + self.at))?;
         let count = self.inner.read(&mut buffer[..wanted])?;

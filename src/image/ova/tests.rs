@@ -99,6 +99,9 @@ fn an_ova_that_does_not_hold_together_is_refused() {
     let mut flipped = with(&[("demo.mf", list.as_bytes(), file)]);
     let at = flipped.len() / 2;
     flipped[at] ^= 1;
+    let mut far = Parts { ovf: parts.ovf.clone(), vmdk: parts.vmdk.clone() };
+    // Where the VMDK says that its descriptor is.
+    far.vmdk[28..36].copy_from_slice(&u64::MAX.to_le_bytes());
     for (bytes, part) in [
         (with(&[("../evil", b"x", file)]), "not a plain file name"),
         (with(&[("/etc/cron.d/evil", b"x", file)]), "not a plain file name"),
@@ -113,6 +116,7 @@ fn an_ova_that_does_not_hold_together_is_refused() {
         (with(&[("demo.mf", wrong_list.as_bytes(), file)]), "differs from its digest list"),
         (with(&[("demo.mf", b"SHA256(gone)= 00\n", file)]), "names `gone`"),
         (flipped, ""),
+        (far.with(&[]), "0 extents"),
         (tar_of(&[("d.vmdk", &parts.vmdk, file)]), "no OVF descriptor"),
         (other_ovf(sample("e.vmdk", size, 1 << 30)), "which is not in it"),
         (other_ovf(sample("../../etc/shadow", size, 1 << 30)), "which is not in it"),
