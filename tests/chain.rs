@@ -4,8 +4,6 @@
 
 #[path = "chain/emulator.rs"]
 mod emulator;
-#[path = "chain/inside.rs"]
-mod inside;
 #[path = "support/lab.rs"]
 mod lab;
 #[path = "support/outdated.rs"]
@@ -17,7 +15,6 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use emulator::Emulator;
-use inside::Inside;
 use lab::{Nestlab, processes_naming};
 use outdated::Outdated;
 use publisher::{Publisher, Release};
@@ -92,8 +89,6 @@ fn one_command_builds_a_guest_in_virtualbox_in_debian_in_qemu_and_another_takes_
     emulator.outlast(|| l1_was_provisioned(&nestlab));
     emulator.outlast(|| l2_runs_on_hardware_virtualization(&nestlab));
     emulator.outlast(|| l2_answers_for_itself(&nestlab));
-    let there = Inside::of(&nestlab, folder.path());
-    emulator.outlast(|| there.builds_a_guest_that_has_virtualization(&publisher, &release));
     emulator.outlast(|| a_second_up_changes_nothing(&nestlab, &recipe));
     destroy_leaves_nothing(&nestlab);
 }

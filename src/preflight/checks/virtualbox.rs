@@ -156,7 +156,8 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
         KvmBeside::LeaveAlone if both => {
             Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"))
         }
-        _ if running > 0 => {
+        // Where they share, VirtualBox's own VMs count as users of KVM's module, too.
+        KvmBeside::FineWhileIdle | KvmBeside::MustLetGo if running > 0 => {
             Finding::new(id, bad, format!("{running} KVM guests run and have the processor"))
                 .remedy("end them before VirtualBox starts a VM")
         }
