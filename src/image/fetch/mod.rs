@@ -2,6 +2,7 @@
 //! believed before its time.
 
 mod client;
+mod disk;
 mod download;
 mod partial;
 mod sink;

@@ -1,8 +1,7 @@
 //! Where arriving bytes go: into the hashes and the file, on a thread that may block.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +9,7 @@ use camino::Utf8PathBuf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::disk::{Disk, aligned};
 use crate::error::{Error, Kind, Result};
 use crate::image::format::{Compression, HEAD, ImageFormat, looks_wrong};
 use crate::image::proof::{Hashed, Hashing};
@@ -20,14 +20,16 @@ const BLOCK: usize = 512 * 1024;
 /// How many blocks may wait for the disk.
 const WAITING: usize = 8;
 
-/// After how many bytes the disk is asked to have them: the last sync is then short, and the disk works
-/// while the network does.
+/// After how many bytes the disk is asked to have them: the last sync is then short, and a disk that is
+/// written through the page cache works while the network does.
 const SYNC_EVERY: u64 = 256 << 20;
 
 /// A thread that writes and hashes.
 pub(super) struct Sink {
     /// What came since the last whole block.
     block: BytesMut,
+    /// How many bytes it still takes.
+    left: usize,
     sender: mpsc::Sender<Bytes>,
     thread: JoinHandle<Result<Hashed>>,
 }
@@ -45,18 +47,22 @@ impl Sink {
     /// Starts the thread.
     pub(super) fn start(start: Start) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
+        // The first block ends where a whole one would, and so all that follow lie where the disk likes it.
+        let left = BLOCK - (start.have % BLOCK as u64) as usize;
         let thread = tokio::task::spawn_blocking(move || run(start, receiver));
-        Sink { block: BytesMut::with_capacity(BLOCK), sender, thread }
+        Sink { block: aligned(BLOCK), left, sender, thread }
     }
 
     /// Takes the next bytes; `false` if the thread has ended, and [`Sink::finish`] says why.
     pub(super) async fn take(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
-            let (fits, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            let (fits, rest) = bytes.split_at(bytes.len().min(self.left));
             self.block.extend_from_slice(fits);
+            self.left -= fits.len();
             bytes = rest;
-            if self.block.len() == BLOCK {
-                let whole = std::mem::replace(&mut self.block, BytesMut::with_capacity(BLOCK));
+            if self.left == 0 {
+                let whole = std::mem::replace(&mut self.block, aligned(BLOCK));
+                self.left = BLOCK;
                 if self.sender.send(whole.freeze()).await.is_err() {
                     return false;
                 }
@@ -76,23 +82,15 @@ impl Sink {
 
 fn run(start: Start, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
     let Start { file: path, have, mut hashing, form } = start;
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(have == 0)
-        .mode(0o600)
-        .open(&path)?;
-    file.set_len(have)?;
+    let mut disk = Disk::open(&path, have)?;
     let mut head = Head::new(form);
-    reread(&mut file, have, &mut hashing, &mut head)?;
-    file.seek(SeekFrom::Start(have))?;
-    let syncing = Syncing::start(&file)?;
+    reread(disk.file(), have, &mut hashing, &mut head)?;
+    let syncing = Syncing::start(disk.file())?;
     let mut unsynced = 0;
     while let Some(block) = receiver.blocking_recv() {
         head.see(&block)?;
         hashing.update(&block);
-        file.write_all(&block).map_err(|error| full(error, &path))?;
+        disk.write(&block).map_err(|error| full(error, &path))?;
         unsynced += block.len() as u64;
         if unsynced >= SYNC_EVERY {
             syncing.due();
@@ -135,7 +133,7 @@ impl Syncing {
 }
 
 /// Hashes what an earlier run left.
-fn reread(file: &mut File, have: u64, hashing: &mut Hashing, head: &mut Head) -> Result<()> {
+fn reread(mut file: &File, have: u64, hashing: &mut Hashing, head: &mut Head) -> Result<()> {
     file.seek(SeekFrom::Start(0))?;
     let mut left = have;
     while left > 0 {
