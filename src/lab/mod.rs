@@ -39,4 +39,4 @@ pub use lock::{Holder, LabLock};
 pub use record::{Entry, Outcome, Record};
 pub use reservations::{Claim, Reservations};
 pub use resources::Resource;
-pub use status::Status;
+pub use status::{Status, StepState};

@@ -25,8 +25,7 @@ use super::world::{Spot, World};
 use crate::error::Result;
 use crate::guest::apt::Task;
 use crate::guest::hypervisor;
-use crate::image::{ImageFormat, Manifest};
-use crate::recipe::GuestName;
+use crate::recipe::{GuestName, ImageName};
 
 /// Returns the plan of `world`, up to `until` if that is given: that guest, what it stands on, and
 /// nothing else.
@@ -81,21 +80,32 @@ impl Chain {
 
     /// One step an image, however many guests are made from it.
     fn images(&mut self, wanted: &[Machine]) {
-        let mut images: BTreeMap<StepId, (Manifest, ImageFormat, BTreeSet<ImageFormat>)> =
-            BTreeMap::new();
+        let mut images: BTreeMap<StepId, Obtain> = BTreeMap::new();
         for machine in wanted {
             let manifest = self.world.images.manifest(&machine.name);
-            if let (Some(image), Some(manifest)) = (&machine.image, manifest) {
-                let entry = images.entry(image_step(image));
-                let new = || (manifest.clone(), image.made, BTreeSet::new());
-                entry.or_insert_with(new).2.insert(image.form);
-            }
+            let (Some(image), Some(manifest)) = (&machine.image, manifest) else { continue };
+            let obtain = images.entry(image_step(image)).or_insert_with(|| Obtain {
+                world: self.world.clone(),
+                manifest: manifest.clone(),
+                made: image.made,
+                forms: BTreeSet::new(),
+                guests: Vec::new(),
+            });
+            obtain.forms.insert(image.form);
+            obtain.guests.push(machine.name.clone());
         }
-        for (id, (manifest, made, forms)) in images {
+        let mut forms: BTreeMap<ImageName, usize> = BTreeMap::new();
+        for obtain in images.values() {
+            *forms.entry(obtain.manifest.name().clone()).or_default() += 1;
+        }
+        for (id, obtain) in images {
+            let manifest = &obtain.manifest;
             let verb = if manifest.build().is_some() { "build" } else { "download and verify" };
-            let title = format!("{verb} {}", manifest.name());
-            let action = Obtain { world: self.world.clone(), manifest, made, forms };
-            self.add(id, None, title, Vec::new(), action);
+            let title = match forms[manifest.name()] {
+                1 => format!("{verb} {}", manifest.name()),
+                _ => format!("{verb} {} as {}", manifest.name(), obtain.made),
+            };
+            self.add(id, None, title, Vec::new(), obtain);
         }
     }
 

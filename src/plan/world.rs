@@ -146,11 +146,14 @@ impl Spot {
 /// Turns "cannot be reached" into [`Check::Unknown`]: a plan is made before its machines are up.
 pub(super) fn unless_unreachable(check: Result<Check>) -> Result<Check> {
     match check {
-        Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::NotReady) => {
-            Ok(Check::Unknown(error.message().to_owned()))
-        }
+        Err(error) if is_unreachable(&error) => Ok(Check::Unknown(error.message().to_owned())),
         check => check,
     }
+}
+
+/// Returns whether the error says that a machine does not answer now, which is no fault of what was asked.
+pub(super) fn is_unreachable(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unreachable | Kind::NotReady)
 }
 
 /// Returns the check that says `why` something is needed, if it is.
