@@ -3,17 +3,23 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use console::style;
+use futures::future::{join_all, try_join_all};
 use serde::Serialize;
 
 use super::session::Session;
 use super::{Globals, output};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::host::Patience;
 use crate::hypervisor::{Actual, Power, Probe};
 use crate::lab::{Lab, Labs, Status};
 use crate::plan::{Blueprint, Machine, Seat};
 use crate::recipe::LabName;
+
+/// How long a host may take to tell of one guest, on bare metal.
+const ONE_LOOK: Duration = Duration::from_secs(10);
 
 /// Show the labs of this machine and how their guests are
 #[derive(Debug, clap::Args)]
@@ -84,10 +90,8 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         Some(name) => vec![name],
         None => labs.list()?,
     };
-    let mut views = Vec::new();
-    for name in names {
-        views.push(view(labs.open(&name)?).await?);
-    }
+    let opened: Vec<Lab> = names.iter().map(|name| labs.open(name)).collect::<Result<_>>()?;
+    let views = try_join_all(opened.into_iter().map(view)).await?;
     let answer = Answer { schema: 1, labs: views };
     if globals.json {
         output::print_json(&answer)?;
@@ -106,16 +110,19 @@ async fn view(lab: Lab) -> Result<LabView> {
     let mut guests = Vec::new();
     if Blueprint::of(&lab)?.is_some() {
         let session = Session::of(lab)?;
-        for machine in &session.machines.blueprint().machines {
-            guests.push(guest(&session, machine, &known).await);
-        }
+        let machines = &session.machines.blueprint().machines;
+        guests = join_all(machines.iter().map(|machine| guest(&session, machine, &known))).await;
     }
     Ok(LabView { lab: name, recipe, busy, guests })
 }
 
 async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestView {
     let name = machine.name.as_str();
-    let Seen { state, address, drift } = match look(session, machine).await {
+    let seen = tokio::select! {
+        seen = look(session, machine) => seen,
+        error = overdue(session, machine) => Err(error),
+    };
+    let Seen { state, address, drift } = match seen {
         Ok(seen) => seen,
         Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {
             Seen::unknown("unknown".to_owned())
@@ -139,6 +146,19 @@ async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestVie
             .collect(),
         drift,
     }
+}
+
+/// Returns, once the host of `machine` has been silent for too long, what to say of it.
+async fn overdue(session: &Session, machine: &Machine) -> Error {
+    let machines = &session.machines;
+    let (host, patience) = match &machine.parent {
+        // Asking for it finds out what is on the way to the guest's host, as the look does just now.
+        Some(parent) => (parent.as_str(), machines.patience(parent.as_str()).await),
+        None => (machines.l0().name(), Ok(Patience::new(machines.blueprint().patience))),
+    };
+    let limit = patience.unwrap_or(Patience::NATIVE).limit(ONE_LOOK);
+    tokio::time::sleep(limit).await;
+    Error::new(Kind::NotReady, format!("{host} did not answer within {} s", limit.as_secs()))
 }
 
 async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
