@@ -151,8 +151,8 @@ pub(crate) struct Globals {
     pub(crate) quiet: bool,
     /// How much more to say, from 0.
     pub(crate) verbosity: u8,
-    /// Whether progress bars may be drawn.
-    pub(crate) progress: bool,
+    /// Whether neither progress bars are drawn nor progress is told as events.
+    pub(crate) no_progress: bool,
     /// When to use colors.
     pub(crate) color: Color,
     /// The absolute path of the folder that labs are kept in.
@@ -171,7 +171,7 @@ impl Globals {
             json: args.json,
             quiet: args.quiet,
             verbosity: args.verbose,
-            progress: !args.no_progress && !args.quiet && !args.json,
+            no_progress: args.no_progress || args.quiet,
             color: args.color,
             state_dir: directory(args.state_dir, "XDG_STATE_HOME", ".local/state", "--state-dir")?,
             cache_dir: directory(args.cache_dir, "XDG_CACHE_HOME", ".cache", "--cache-dir")?,
@@ -237,4 +237,19 @@ fn utf8(path: std::path::PathBuf) -> Result<Utf8PathBuf> {
         Error::new(Kind::Usage, format!("the path {path:?} is not UTF-8"))
             .hint("name another folder with `--state-dir` and `--cache-dir`")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_reads_events_is_told_of_progress_unless_it_wants_none() {
+        for (told, flags) in [(true, &["--json"][..]), (false, &["--json", "--no-progress"])] {
+            let start = ["nestlab", "up", "quickstart", "--state-dir", "/s", "--cache-dir", "/c"];
+            let cli = Cli::try_parse_from([&start, flags].concat()).expect("arguments");
+            let globals = Globals::new(cli.globals).expect("settled");
+            assert_eq!(globals.no_progress, !told, "{flags:?}");
+        }
+    }
 }

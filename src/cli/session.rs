@@ -66,7 +66,7 @@ pub(super) fn style(globals: &Globals) -> Style {
         json: globals.json,
         quiet: globals.quiet,
         verbose: globals.verbosity > 0,
-        no_progress: !globals.progress,
+        no_progress: globals.no_progress,
         color: globals.color.into(),
     }
 }
