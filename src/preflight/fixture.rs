@@ -239,6 +239,20 @@ async fn both_hypervisors_fit_only_where_kernel_and_virtualbox_share_the_process
 }
 
 #[tokio::test]
+async fn it_is_told_that_a_guest_with_svm_of_its_own_may_crash_a_host_that_kvm_shares() {
+    let host = recorded("qemu-tcg");
+    for (nests, verdict) in [(false, Verdict::Ok), (true, Verdict::Warn)] {
+        let needs = Needs { nests, ..host.needs() };
+        let findings = run(&host, &needs, &host).await.expect("answers");
+        let beside = findings.iter().find(|finding| finding.id == "kvm-and-virtualbox");
+        let beside = beside.expect("always told");
+        assert_eq!(beside.verdict, verdict, "{beside:?}");
+        let unloads = beside.commands.iter().any(|command| command == "sudo modprobe -r kvm_amd");
+        assert_eq!(unloads, nests, "{beside:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_guest_that_is_to_become_a_host_is_not_asked_for_what_it_will_be_given() {
     let needs = |stage| Needs {
         hypervisor: Some(HypervisorKind::VirtualBox),

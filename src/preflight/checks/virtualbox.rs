@@ -153,6 +153,15 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
             format!("{get_on}: only one of the two can run guests at a time"),
         )
         .remedy("both at once take Linux 6.16 and VirtualBox 7.2.10, or newer; `image = \"debian-sid\"` has them"),
+        // Seen with 7.2.22 on Linux 7.2.13 (docs/evidence/virtualbox-in-virtualbox.txt): where KVM has turned SVM
+        // on for VirtualBox, a page that VirtualBox needs for a guest's own SVM is not there.
+        KvmBeside::LeaveAlone if needs.nests && module == "kvm_amd" => Finding::new(
+            id,
+            Verdict::Warn,
+            format!("{get_on}: they share the processor, and a guest that uses its own svm was seen to crash this kernel"),
+        )
+        .remedy("keep KVM out while a guest of VirtualBox's runs guests itself:")
+        .command("sudo modprobe -r kvm_amd"),
         KvmBeside::LeaveAlone if both => {
             Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"))
         }
