@@ -1,6 +1,7 @@
 //! `nestlab bundle`: everything that explains a failure, in one file.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -14,6 +15,12 @@ use crate::lab::bundle::{self, Bundle, Source};
 use crate::lab::{Lab, Labs};
 use crate::plan::{Blueprint, Machines, Seat, l0};
 use crate::recipe::LabName;
+
+/// How long a guest may take to let nestlab in, on bare metal.
+const ENTRY: Duration = Duration::from_secs(10);
+
+/// The same for a guest that was not seen to be up since its start.
+const TRY: Duration = Duration::from_secs(1);
 
 /// Gather what explains a failure into one file: logs, consoles, screens, kernel messages, versions
 ///
@@ -179,7 +186,16 @@ impl Asked {
 
 async fn entered(machines: &Machines, name: &str) -> Result<(HostRef, Patience)> {
     let (host, patience) = (machines.host(name).await?, machines.patience(name).await?);
+    let was_up = machines.lab().status()?.ready.contains_key(name);
+    let limit = patience.limit(if was_up { ENTRY } else { TRY });
     // A session connects when it is first used: one that cannot would fail every question.
-    host.check(&Command::new("true")).await?;
+    let entry = tokio::time::timeout(limit, async { host.check(&Command::new("true")).await });
+    match entry.await {
+        Ok(entry) => entry?,
+        Err(_) => {
+            let silence = format!("{name} did not answer within {} s", limit.as_secs());
+            return Err(Error::new(Kind::NotReady, silence));
+        }
+    };
     Ok((host, patience))
 }
