@@ -12,7 +12,7 @@ use super::actor::{Again, Login, NotConnected};
 use super::connection::Connection;
 use super::{SshTarget, Via, wire};
 use crate::error::{Error, Kind, Result};
-use crate::host::Stream;
+use crate::host::{Patience, Stream};
 
 /// How long an address may take to accept a connection, on bare metal.
 const ACCEPT: Duration = Duration::from_secs(10);
@@ -35,16 +35,21 @@ pub(super) async fn connect(target: &SshTarget) -> Result<Arc<Connection>> {
             Ok(connection) => return Ok(connection),
             Err(failed) => failed,
         };
-        let patient = started.elapsed() + pause <= target.patience.limit(TRY_AGAIN);
+        let waited = started.elapsed() + pause;
         match failed.again {
             Again::WithAnyHostKey => any_host_key = true,
-            Again::Later if patient => {
+            Again::Soon | Again::Later if waited <= limit(target.patience, failed.again) => {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             _ => return Err(failed.error.context(format!("no SSH session with {}", target.name))),
         }
     }
+}
+
+/// Returns how long to try again after such a failure of a machine this slow.
+fn limit(patience: Patience, again: Again) -> Duration {
+    if again == Again::Soon { TRY_AGAIN } else { patience.limit(TRY_AGAIN) }
 }
 
 async fn attempt(target: &SshTarget, any_host_key: bool) -> Result<Arc<Connection>, NotConnected> {
@@ -112,17 +117,21 @@ async fn way(target: &SshTarget) -> Result<Way, NotConnected> {
 }
 
 async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotConnected> {
-    let refused = |why: String| {
-        let message = format!("cannot connect to {}:{port}: {why}", crate::event::printable(host));
-        NotConnected::for_now(message)
-    };
+    let failed =
+        |why: String| format!("cannot connect to {}:{port}: {why}", crate::event::printable(host));
     match tokio::time::timeout(limit, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => {
             stream.set_nodelay(true).map_err(local)?;
             Ok(stream)
         }
-        Ok(Err(error)) => Err(refused(error.to_string())),
-        Err(_) => Err(refused(format!("no answer for {:.0} s", limit.as_secs_f64()))),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(NotConnected::refused(failed(error.to_string())))
+        }
+        Ok(Err(error)) => Err(NotConnected::for_now(failed(error.to_string()))),
+        Err(_) => {
+            let silence = format!("no answer for {:.0} s", limit.as_secs_f64());
+            Err(NotConnected::for_now(failed(silence)))
+        }
     }
 }
 
@@ -150,4 +159,24 @@ fn socket(way: Way) -> std::io::Result<OwnedFd> {
 
 fn local(error: std::io::Error) -> NotConnected {
     NotConnected::for_good(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// QEMU, which forwards to an emulated guest, is gone: that the guest was slow is no reason to wait.
+    #[tokio::test]
+    async fn where_nobody_listens_slowness_is_no_reason_to_wait() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let Err(failed) = tcp("127.0.0.1", port, Duration::MAX).await else {
+            panic!("nobody listens");
+        };
+        assert_eq!(failed.again, Again::Soon);
+        let slow = Patience::new(50.0);
+        assert_eq!(limit(slow, failed.again), limit(Patience::NATIVE, Again::Later));
+        assert_eq!(limit(slow, Again::Later), 50 * limit(Patience::NATIVE, Again::Later));
+    }
 }

@@ -40,6 +40,9 @@ pub(crate) enum Again {
     No,
     /// It may go better in a moment.
     Later,
+    /// The same, but nobody listens there: the server is being started anew, or what forwards to a guest has
+    /// ended together with its VM. However slow the guest, that is not what takes the time.
+    Soon,
     /// With whatever host key the server has: nothing was agreed on, perhaps for want of a key of the
     /// accepted kinds, and its key is needed to say so.
     WithAnyHostKey,
@@ -49,6 +52,11 @@ impl NotConnected {
     /// Returns a failure that may be gone in a moment.
     pub(crate) fn for_now(message: impl Into<String>) -> Self {
         NotConnected { error: Error::new(Kind::Unreachable, message), again: Again::Later }
+    }
+
+    /// Returns the failure that nobody listens.
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        NotConnected { again: Again::Soon, ..NotConnected::for_now(message) }
     }
 
     /// Returns a failure that would come again.
