@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     }
     let world = built?;
     if !globals.json && !globals.quiet {
-        output::print(&reached(&world, &lab))?;
+        output::print(&reached(&world, &lab)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,14 +128,17 @@ async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.
-fn reached(world: &World, lab: &Lab) -> String {
-    let blueprint: &Blueprint = world.machines.blueprint();
-    let enterable = blueprint.machines.iter().filter(|machine| machine.login.is_some());
+fn reached(world: &World, lab: &Lab) -> Result<String> {
+    let (blueprint, known) = (world.machines.blueprint(), lab.status()?);
+    let enterable = blueprint.machines.iter().filter(|machine| {
+        // With `--until` some do not exist yet.
+        machine.login.is_some() && known.ready.contains_key(machine.name.as_str())
+    });
     let mut lines = String::new();
     for machine in enterable {
         lines.push_str(&format!("nestlab ssh {} --lab {}\n", machine.name, lab.name()));
     }
     let ways_out = world.budget.ways_out(&world.recipe);
     lines.extend(guests::keys_in_short(&ways_out).map(|line| format!("{line}\n")));
-    lines
+    Ok(lines)
 }
