@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use console::style;
-use futures::future::{join_all, try_join_all};
 use serde::Serialize;
 
 use super::session::Session;
@@ -19,7 +18,7 @@ use crate::plan::{Blueprint, Machine, Seat};
 use crate::recipe::LabName;
 
 /// How long a host may take to tell of one guest, on bare metal.
-const ONE_LOOK: Duration = Duration::from_secs(10);
+const ONE_LOOK: Duration = Duration::from_secs(30);
 
 /// Show the labs of this machine and how their guests are
 #[derive(Debug, clap::Args)]
@@ -90,8 +89,10 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         Some(name) => vec![name],
         None => labs.list()?,
     };
-    let opened: Vec<Lab> = names.iter().map(|name| labs.open(name)).collect::<Result<_>>()?;
-    let views = try_join_all(opened.into_iter().map(view)).await?;
+    let mut views = Vec::new();
+    for name in names {
+        views.push(view(labs.open(&name)?).await?);
+    }
     let answer = Answer { schema: 1, labs: views };
     if globals.json {
         output::print_json(&answer)?;
@@ -110,8 +111,10 @@ async fn view(lab: Lab) -> Result<LabView> {
     let mut guests = Vec::new();
     if Blueprint::of(&lab)?.is_some() {
         let session = Session::of(lab)?;
-        let machines = &session.machines.blueprint().machines;
-        guests = join_all(machines.iter().map(|machine| guest(&session, machine, &known))).await;
+        // One after another: a hypervisor that is slow enough answers one at a time.
+        for machine in &session.machines.blueprint().machines {
+            guests.push(guest(&session, machine, &known).await);
+        }
     }
     Ok(LabView { lab: name, recipe, busy, guests })
 }
