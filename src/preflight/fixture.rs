@@ -229,6 +229,7 @@ async fn both_hypervisors_fit_only_where_kernel_and_virtualbox_share_the_process
         let needs = Needs {
             hypervisor: Some(HypervisorKind::VirtualBox),
             further: vec![HypervisorKind::Qemu],
+            nests: false,
             ..host.needs()
         };
         let findings = run(&host, &needs, &host).await.expect("answers");
