@@ -97,8 +97,10 @@ impl Nestlab {
         let addresses = path
             .iter()
             .map(|guest| {
-                let address = self.guest(lab, guest)["address"].clone();
-                let address = address.as_str().expect("the guest is reachable").to_owned();
+                let seen = self.guest(lab, guest);
+                let address = seen["address"].as_str();
+                let address = address.unwrap_or_else(|| panic!("no way into {guest}: {seen}"));
+                let address = address.to_owned();
                 (format!("{guest}.{lab}.nestlab"), address)
             })
             .collect();
