@@ -11,6 +11,8 @@ async fn destroy_leaves_nothing_of_the_guest_and_everything_else() {
     bench.start().await;
     bench.up(1).await;
     let pid = bench.pid().await;
+    let cut_off = bench.spec.directory.join("disk.qcow2.a1B2c3.part");
+    std::fs::write(&cut_off, "what a copy left that was killed").expect("writes");
     let beside = bench.folder.path().join("beside");
     std::fs::write(&beside, "mine").expect("writes");
     bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");

@@ -45,8 +45,11 @@ fn copy_now(
     let size = source.metadata()?.len();
     let directory = to.parent().filter(|parent| !parent.as_str().is_empty());
     let directory = directory.unwrap_or(Utf8Path::new("."));
+    // Named as the part of a file that is sent over SSH: whoever removes `to` knows what a copy that was killed
+    // left beside it.
     let target = tempfile::Builder::new()
-        .prefix(".nestlab-")
+        .prefix(&format!("{}.", to.file_name().unwrap_or_default()))
+        .suffix(".part")
         .tempfile_in(directory)
         .map_err(|cause| unwritable(to, &cause))?;
     if rustix::fs::ioctl_ficlone(target.as_file(), source.file()).is_err() {

@@ -153,11 +153,14 @@ pub(super) fn take(from: &Utf8Path, to: &Utf8Path) -> Command {
     script(TAKE, "nestlab-take").args([from.as_str(), to.as_str()])
 }
 
-/// Removes the files `$2…`, `run/` in the folder `$1`, and that folder, or prints what else is in there.
+/// Removes the files `$2…` and what a copy to one of them left that was killed, `run/` in the folder `$1`, and
+/// that folder, or prints what else is in there.
 const REMOVE: &str = r#"
 dir=$1
 shift
-rm -f -- "$@" || exit 1
+for file do
+    rm -f -- "$file" "$file".*.part || exit 1
+done
 [ -d "$dir" ] || exit 0
 rm -rf -- "$dir/run"
 rmdir -- "$dir" 2>/dev/null || find "$dir" -mindepth 1
