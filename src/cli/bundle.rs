@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::session::{Session, Told};
+use super::session::{Session, Told, silent};
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
@@ -190,12 +190,6 @@ async fn entered(machines: &Machines, name: &str) -> Result<(HostRef, Patience)>
     let limit = patience.limit(if was_up { ENTRY } else { TRY });
     // A session connects when it is first used: one that cannot would fail every question.
     let entry = tokio::time::timeout(limit, async { host.check(&Command::new("true")).await });
-    match entry.await {
-        Ok(entry) => entry?,
-        Err(_) => {
-            let silence = format!("{name} did not answer within {} s", limit.as_secs());
-            return Err(Error::new(Kind::NotReady, silence));
-        }
-    };
+    entry.await.unwrap_or_else(|_| Err(silent(name, limit)))?;
     Ok((host, patience))
 }

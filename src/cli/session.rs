@@ -1,6 +1,7 @@
 //! What the commands that act on a lab have in common: finding it, its machines, and telling events.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,11 @@ fn l0_of(blueprint: &Blueprint, lab: &Lab) -> Result<HostRef> {
             l0::over_ssh(&destination, lab)
         }
     }
+}
+
+/// Returns the error for a machine that said nothing for as long as a look at it may take.
+pub(super) fn silent(name: &str, limit: Duration) -> Error {
+    Error::new(Kind::NotReady, format!("{name} did not answer within {} s", limit.as_secs()))
 }
 
 /// Returns how events are told.

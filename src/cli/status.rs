@@ -8,7 +8,7 @@ use std::time::Duration;
 use console::style;
 use serde::Serialize;
 
-use super::session::Session;
+use super::session::{Session, silent};
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::host::Patience;
@@ -161,7 +161,7 @@ async fn overdue(session: &Session, machine: &Machine) -> Error {
     };
     let limit = patience.unwrap_or(Patience::NATIVE).limit(ONE_LOOK);
     tokio::time::sleep(limit).await;
-    Error::new(Kind::NotReady, format!("{host} did not answer within {} s", limit.as_secs()))
+    silent(host, limit)
 }
 
 async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
