@@ -10,6 +10,10 @@ use crate::event::{Event, Failure, Level, millis};
 use crate::lab::{Entry, Journal, Outcome};
 use crate::plan::{Check, Context, Step};
 
+/// How long a look at the world may take before it is told of. On a slow host a lab in which all is right
+/// would be looked at for minutes without a word.
+const SLOW_LOOK: Duration = Duration::from_secs(2);
+
 /// How a step ended.
 pub(super) struct Ended {
     pub(super) state: State,
@@ -92,8 +96,7 @@ impl One {
 
     /// Looks at the world, and keeps `if_right` in the journal if it is as it should be.
     async fn look(&mut self, if_right: Entry) -> Signal {
-        // A check changes nothing, so it may be dropped anywhere.
-        match self.context.or_cancelled(self.step.check(&self.context)).await {
+        match self.check().await {
             Ok(Check::Satisfied) => {
                 let kept = self.journal.append(if_right).await;
                 self.or_problem(kept, Signal::FoundRight).await
@@ -106,6 +109,21 @@ impl One {
                 Signal::FoundNeeded
             }
             Err(error) => self.problem(error).await,
+        }
+    }
+
+    /// Checks the step, and says so if that takes a while.
+    async fn check(&mut self) -> Result<Check> {
+        // A check changes nothing, so it may be dropped anywhere.
+        let check = self.context.or_cancelled(self.step.check(&self.context));
+        tokio::pin!(check);
+        tokio::select! {
+            biased;
+            found = &mut check => found,
+            () = tokio::time::sleep(SLOW_LOOK) => {
+                self.context.feed.doing("looking at how it is");
+                check.await
+            }
         }
     }
 

@@ -60,6 +60,7 @@ fn blind(bench: &Bench, needs: &[&str]) -> Arc<dyn Step> {
         id: StepId::new("fake", "blind"),
         needs: needs.iter().map(|need| StepId::new("fake", need)).collect(),
         world: bench.world.clone(),
+        sight: None,
         apply: Arc::new(|_| Box::pin(async { Ok(()) })),
     }))
 }

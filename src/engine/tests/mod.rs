@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::Utf8Path;
 use futures::future::BoxFuture;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Options, Retry, Summary, run};
@@ -30,6 +31,8 @@ struct Fake {
     id: StepId,
     needs: Vec<StepId>,
     world: World,
+    /// What a look at it waits for, if it does not see at once.
+    sight: Option<Arc<Notify>>,
     apply: Apply,
 }
 
@@ -52,6 +55,9 @@ impl Step for Fake {
     }
 
     async fn check(&self, _context: &Context) -> Result<Check> {
+        if let Some(sight) = &self.sight {
+            sight.notified().await;
+        }
         let there = self.world.lock().expect("no test panics with it").contains(self.id.as_str());
         Ok(if there { Check::Satisfied } else { Check::Needed("not there".into()) })
     }
@@ -113,6 +119,7 @@ impl Bench {
             id: StepId::new("fake", what),
             needs: needs.iter().map(|need| StepId::new("fake", need)).collect(),
             world: self.world.clone(),
+            sight: None,
             apply: Arc::new(move |context| Box::pin(apply(context))),
         }));
     }

@@ -5,6 +5,7 @@ use tokio::sync::{Barrier, Notify};
 use super::*;
 use crate::engine::State;
 use crate::error::{Error, Kind};
+use crate::event::Progress;
 use crate::lab::status::StepState;
 use crate::lab::{Entry, Outcome};
 
@@ -186,6 +187,35 @@ async fn a_network_failure_is_tried_again_and_said_each_time() {
     let kept = bench.lab.read_journal().expect("reads").records;
     let notices = kept.iter().filter(|record| matches!(record.entry, Entry::Notice { .. }));
     assert_eq!(notices.count(), 2);
+}
+
+#[tokio::test]
+async fn only_a_look_that_takes_a_while_is_told_of() {
+    let mut bench = Bench::new();
+    bench.step("quick", &[]);
+    let sight = Arc::new(Notify::new());
+    bench.steps.push(Arc::new(Fake {
+        id: StepId::new("fake", "slow"),
+        needs: Vec::new(),
+        world: bench.world.clone(),
+        sight: Some(sight.clone()),
+        apply: Arc::new(|_| Box::pin(async { panic!("there is nothing to do") })),
+    }));
+    bench.world.lock().expect("unpoisoned").extend(["fake/quick".into(), "fake/slow".into()]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = told.clone();
+    let feed = Feed::new(move |event| {
+        if let Event::StepProgress { step, progress } = event {
+            seen.lock().expect("unpoisoned").push((step, progress));
+            sight.notify_one();
+        }
+    });
+    let options = Options { command: Vec::new(), retry: Retry::default() };
+    let summary =
+        run(&bench.plan(), options, bench.journal(), feed, CancellationToken::new()).await;
+    assert_eq!(ends(&summary), [("quick", State::Right), ("slow", State::Right)]);
+    let doing = Progress::Doing { what: "looking at how it is".into() };
+    assert_eq!(*told.lock().expect("unpoisoned"), [("fake/slow".to_owned(), doing)]);
 }
 
 #[tokio::test]
