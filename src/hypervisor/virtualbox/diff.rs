@@ -5,6 +5,7 @@ use camino::Utf8PathBuf;
 
 use super::settings::{self, Rule, Settings, Wanted};
 use super::storage::{self, Act, Slot};
+use super::tsc;
 use super::version::Spelling;
 use crate::host::Command;
 use crate::hypervisor::{Actual, Change, Forward, GuestSpec, Media, Origin, Power, Probe};
@@ -24,17 +25,21 @@ struct Writer<'a> {
     program: &'a str,
     spelling: Spelling,
     spec: &'a GuestSpec,
+    /// Whether guests should be told to read the host's time stamp counter; see [`tsc`].
+    steady_tsc: bool,
 }
 
 /// Returns what must change, in order; see [`crate::hypervisor::Hypervisor::changes`].
 pub(crate) fn changes(spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change> {
     let spelling = Spelling::of(&probe.version);
-    let writer = Writer { program: probe.program.as_str(), spelling, spec };
+    let steady_tsc = probe.details.contains_key(tsc::STEADY);
+    let writer = Writer { program: probe.program.as_str(), spelling, spec, steady_tsc };
     match (actual, &spec.origin) {
         (Some(actual), Origin::Made(media)) => {
             let mut changes = writer.settings(actual);
             changes.extend(writer.disks(media, actual));
             changes.extend(writer.forwards(actual));
+            changes.extend(writer.clock(actual));
             changes
         }
         (Some(actual), Origin::Existing { snapshot_before, .. }) => {
@@ -232,6 +237,19 @@ impl Writer<'_> {
         })
     }
 
+    /// Returns what lets the guest read the host's time stamp counter. It is not worth an end of its session.
+    fn clock(&self, actual: &Actual) -> Option<Change> {
+        let mode = actual.settings.get(tsc::MODE);
+        let due = self.steady_tsc && actual.power == Power::Off;
+        (due && mode.is_none_or(|mode| mode != tsc::OFFSET)).then(|| Change {
+            setting: tsc::MODE.to_owned(),
+            actual: mode.cloned(),
+            wanted: tsc::OFFSET.to_owned(),
+            commands: vec![self.manage(tsc::set(&actual.id))],
+            needs_power_off: true,
+        })
+    }
+
     /// Returns the one change that makes the VM, addressed by its name: nothing else has it, or
     /// inspecting would have failed.
     fn creation(&self, media: &Media) -> Change {
@@ -255,6 +273,7 @@ impl Writer<'_> {
                 commands.extend(acts.map(|act| self.command(act)));
             }
         }
+        commands.extend(self.steady_tsc.then(|| self.manage(tsc::set(vm))));
         commands.extend(
             spec.forwards.iter().map(|forward| self.add_rule(vm, &wanted_rule(1, forward), false)),
         );
@@ -414,6 +433,29 @@ mod tests {
             done.settings.insert(change.setting, change.wanted.replace(FREE_PORT, "20000"));
         }
         assert_eq!(changes(&spec, Some(&done), &probe()), []);
+    }
+
+    #[test]
+    fn a_guest_reads_the_tsc_of_a_host_that_is_steady_but_its_session_is_not_ended_for_it() {
+        let mut steady = probe();
+        steady.details.insert(tsc::STEADY.to_owned(), String::new());
+        let spec = spec();
+        let made = lines(&changes(&spec, None, &steady));
+        let set = "VBoxManage setextradata nestlab-demo-l2 VBoxInternal/TM/TSCMode RealTSCOffset";
+        assert!(made.contains(&set.to_owned()), "{made:?}");
+        assert!(!lines(&changes(&spec, None, &probe())).contains(&set.to_owned()));
+
+        let mut actual = vm("plain-vm", Power::Off);
+        let is_wanted = |actual: &Actual, probe: &Probe| {
+            settings(&changes(&spec, Some(actual), probe)).contains(&tsc::MODE)
+        };
+        assert!(is_wanted(&actual, &steady));
+        assert!(!is_wanted(&actual, &probe()));
+        actual.power = Power::Running;
+        assert!(!is_wanted(&actual, &steady));
+        actual.power = Power::Off;
+        actual.settings.insert(tsc::MODE.to_owned(), tsc::OFFSET.to_owned());
+        assert!(!is_wanted(&actual, &steady));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::manage::{self, Installed, Manage, PROGRAM_VARIABLE};
 use super::remedies::{self, KvmBeside};
 use super::surroundings::{Found, look};
-use super::{machine, parse, ports, serial_log, settings, start};
+use super::{machine, parse, ports, serial_log, settings, start, tsc};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::{Command, Host, Patience, StreamAddress};
@@ -39,6 +39,8 @@ pub struct VirtualBox {
 struct Known {
     installed: Installed,
     patience: Patience,
+    /// What [`Probe::details`] has.
+    details: BTreeMap<String, String>,
 }
 
 impl VirtualBox {
@@ -62,7 +64,7 @@ impl VirtualBox {
         }
         let wanted = if host.is_local() { std::env::var(PROGRAM_VARIABLE).ok() } else { None };
         let installed = manage::find(host, wanted.as_deref().map(Utf8Path::new)).await?;
-        let known = Known { installed, patience: Patience::NATIVE };
+        let known = Known { installed, patience: Patience::NATIVE, details: BTreeMap::new() };
         self.lock().insert(host.name().to_owned(), known.clone());
         Ok(known)
     }
@@ -107,6 +109,16 @@ impl VirtualBox {
         }
         let grace = self.patience(host).limit(SHUTS_DOWN);
         machine::stop(manage, actual, Stop::Graceful(grace), self.settles(host), feed).await
+    }
+
+    /// Returns the VM of `spec` as [`diff::changes`] compares it.
+    async fn look_at(&self, manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
+        let mut actual = machine::inspect(manage, spec).await?;
+        let steady = self.known(manage.host()).await?.details.contains_key(tsc::STEADY);
+        if let Some(actual) = actual.as_mut().filter(|_| steady) {
+            tsc::add(manage, actual).await?;
+        }
+        Ok(actual)
     }
 
     /// Runs the commands of `changes` in their order; the VM was just seen to be as `actual` says.
@@ -211,13 +223,15 @@ impl Hypervisor for VirtualBox {
             Nesting::Absent(remedies::hints(Fault::Nem, &found.around).join("; "))
         };
         let patience = found.patience();
-        self.lock()
-            .insert(host.name().to_owned(), Known { installed: installed.clone(), patience });
+        let steady = found.steady_tsc.then(|| (tsc::STEADY.to_owned(), String::new()));
+        let details: BTreeMap<_, _> = steady.into_iter().collect();
+        let known = Known { installed: installed.clone(), patience, details: details.clone() };
+        self.lock().insert(host.name().to_owned(), known);
         Ok(Probe {
             acceleration: Acceleration::VirtualBox,
             patience,
             nesting,
-            details: BTreeMap::new(),
+            details,
             notes: notes(&installed, &found),
             version: installed.version,
             version_text: installed.version_text,
@@ -226,7 +240,8 @@ impl Hypervisor for VirtualBox {
     }
 
     async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>> {
-        machine::inspect(&self.manage(host).await?, spec).await
+        let manage = self.manage(host).await?;
+        self.look_at(&manage, spec).await
     }
 
     fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change> {
@@ -241,18 +256,18 @@ impl Hypervisor for VirtualBox {
         feed: &Feed,
     ) -> Result<()> {
         let manage = self.manage(host).await?;
-        let probe = bare_probe(manage.installed());
+        let probe = bare_probe(self.known(host).await?);
         let mut left = changes.to_vec();
         let mut actual = None;
         if left.iter().any(|change| change.needs_power_off) {
-            actual = machine::inspect(&manage, spec).await?;
+            actual = self.look_at(&manage, spec).await?;
         }
         for _ in 0..ROUNDS {
             if left.is_empty() {
                 return Ok(());
             }
             self.apply(&manage, spec, actual.as_ref(), &left, feed).await?;
-            actual = machine::inspect(&manage, spec).await?;
+            actual = self.look_at(&manage, spec).await?;
             left = diff::changes(spec, actual.as_ref(), &probe);
         }
         if left.is_empty() {
@@ -417,15 +432,15 @@ impl Hypervisor for VirtualBox {
 }
 
 /// Returns what the pure parts need of a probe.
-fn bare_probe(installed: &Installed) -> Probe {
+fn bare_probe(known: Known) -> Probe {
     Probe {
-        version: installed.version.clone(),
-        version_text: installed.version_text.clone(),
-        program: installed.program.clone(),
+        version: known.installed.version,
+        version_text: known.installed.version_text,
+        program: known.installed.program,
         acceleration: Acceleration::VirtualBox,
-        patience: Patience::NATIVE,
+        patience: known.patience,
         nesting: Nesting::Claimed,
-        details: BTreeMap::new(),
+        details: known.details,
         notes: Vec::new(),
     }
 }

@@ -24,6 +24,7 @@ mod surroundings;
 mod tests;
 #[cfg(test)]
 mod transcript;
+mod tsc;
 mod version;
 
 use camino::Utf8PathBuf;

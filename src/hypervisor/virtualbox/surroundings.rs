@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::remedies::{Cpu, SecureBoot, Surroundings};
+use super::tsc;
 use crate::error::Result;
 use crate::host::{Command, Host, Patience};
 
@@ -13,6 +14,7 @@ echo "system $(uname -s)"
 echo "kernel $(uname -r)"
 [ -c /dev/vboxdrv ] && echo "driver present"
 grep -m 1 '^flags' /proc/cpuinfo
+echo "clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 for module in kvm_amd kvm_intel; do [ -d /sys/module/$module ] && echo "kvm $module"; done
 echo "secure-boot $(mokutil --sb-state)"
 [ -r /var/lib/dkms/mok.pub ] && echo "key $(mokutil --test-key /var/lib/dkms/mok.pub)"
@@ -33,6 +35,8 @@ pub(crate) struct Found {
     pub(crate) driver: Option<bool>,
     /// Whether the host is itself a VM.
     pub(crate) is_guest: bool,
+    /// Whether guests should be told to read this host's time stamp counter; see [`tsc`].
+    pub(crate) steady_tsc: bool,
     /// The system as `uname -s` calls it: `Linux`, `Darwin`; empty where there is no uname.
     pub(crate) system: String,
     /// How many times slower than bare metal the host is, at least 1.
@@ -75,6 +79,7 @@ fn read(text: &str) -> Found {
             secure_boot: secure_boot(value("secure-boot"), value("key")),
         },
         driver: linux.then(|| values.contains_key("driver")),
+        steady_tsc: tsc::is_steady_but_not_said(flags, value("clock")),
         is_guest: flags.split_ascii_whitespace().any(|flag| flag == "hypervisor"),
         system: value("system").to_owned(),
         slowness: slowness(value("counted")).max(1.0),
@@ -103,14 +108,14 @@ mod tests {
     use crate::host::Local;
 
     const EMULATED: &str = "system Linux\nkernel 7.2.13-amd64\ndriver present\n\
-        flags\t\t: fpu svm npt hypervisor\nkvm kvm_amd\nsecure-boot \ncounted 100.10 102.10\n";
+        flags\t\t: fpu svm npt hypervisor\nclock tsc\nkvm kvm_amd\nsecure-boot \ncounted 100.10 102.10\n";
 
     #[test]
     fn an_emulated_host_is_read_and_gets_patience() {
         let found = read(EMULATED);
         assert_eq!(found.around.kernel.as_deref(), Some("7.2.13-amd64"));
         assert_eq!(found.around.cpu, Some(Cpu::Amd));
-        assert!(found.around.kvm_loaded && found.is_guest);
+        assert!(found.around.kvm_loaded && found.is_guest && found.steady_tsc);
         assert_eq!(found.driver, Some(true));
         assert!((59.0..61.0).contains(&found.patience().factor()), "{found:?}");
     }
