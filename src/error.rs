@@ -243,19 +243,28 @@ impl Error {
         &self.0.hints
     }
 
-    /// Returns the causes below this error, outermost first.
+    /// Returns the causes below this error, outermost first; without one whose words the message ends with.
     pub fn causes(&self) -> Vec<String> {
         let mut causes = Vec::new();
-        let mut next =
-            self.0.source.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static));
-        while let Some(cause) = next {
-            let text = cause.to_string();
-            if causes.last() != Some(&text) {
+        for text in self.sources().map(ToString::to_string) {
+            if causes.last() != Some(&text) && !self.0.message.ends_with(&text) {
                 causes.push(text);
             }
-            next = cause.source();
         }
         causes
+    }
+
+    /// Returns whether it was caused by a connection that nobody accepted: no program listens there.
+    pub fn is_refusal(&self) -> bool {
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        self.sources()
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|cause| cause.kind() == refused)
+    }
+
+    /// Returns what is below this error, outermost first.
+    fn sources(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        std::iter::successors(std::error::Error::source(self), |cause| cause.source())
     }
 
     /// Returns the whole report, several lines, for a terminal or a log.

@@ -129,6 +129,10 @@ fn l2_runs_on_hardware_virtualization(nestlab: &Nestlab) {
     let paging = log.lines().find(|line| line.contains("HM:") && line.contains("nested paging"));
     let paging = paging.expect("VBox.log tells how the guest is executed");
     println!("VBox.log: {paging}");
+    let tsc = log.lines().find(|line| line.contains("enmTSCMode=")).expect("VBox.log tells that");
+    println!("VBox.log: {tsc}");
+    let clock = l1.sh("cat /sys/devices/system/clocksource/clocksource0/current_clocksource");
+    assert_eq!(tsc.contains("(RealTSCOffset)"), clock == "tsc", "L1 runs by {clock}, L2: {tsc}");
     let serial = l1.sh("cat /var/lib/nestlab/chain/l2/serial.log");
     let ready = serial.lines().find(|line| line.contains("nestlab: ready l2"));
     println!("serial.log: {}", ready.expect("L2's serial console says that it is up"));

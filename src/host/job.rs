@@ -20,6 +20,10 @@ use crate::error::{Error, Kind, Result};
 /// is not longer.
 const OUT_OF_REACH: Duration = Duration::from_secs(120);
 
+/// The same where nobody listens any more: a server that is being restarted is back sooner, however slow its
+/// machine; else the machine is off, and the job with it.
+const NOBODY_LISTENS: Duration = Duration::from_secs(30);
+
 /// The pause before a host that is out of reach is tried again; a host has a patience of its own besides.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -116,7 +120,8 @@ impl<'a> Job<'a> {
                     if std::mem::take(&mut progress.in_reach) {
                         out_of_reach = None;
                     }
-                    if out_of_reach.get_or_insert_with(Instant::now).elapsed() > patience {
+                    let limit = if error.is_refusal() { NOBODY_LISTENS } else { patience };
+                    if out_of_reach.get_or_insert_with(Instant::now).elapsed() > limit {
                         return Err(error.hint("the command may go on there; run it again to see"));
                     }
                     tokio::time::sleep(TRY_AGAIN).await;

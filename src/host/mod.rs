@@ -91,6 +91,9 @@ pub trait Host: Send + Sync + fmt::Debug {
     async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()>;
 
     /// Opens a byte stream from the host to `address`, without opening a port anywhere.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`](crate::Kind); a [refusal](Error::is_refusal) if nobody listens there.
     async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>>;
 
     /// Returns whether commands run as root without further ado.

@@ -63,6 +63,7 @@ impl Host for Local {
         };
         opened.map_err(|cause| {
             Error::new(Kind::Unreachable, format!("cannot connect to {address}: {cause}"))
+                .because(cause)
                 .on(self.name())
         })
     }

@@ -109,6 +109,9 @@ async fn way(target: &SshTarget) -> Result<Way, NotConnected> {
         }
         Via::Through(host, address) => {
             host.open_stream(address).await.map(Way::Through).map_err(|error| match error.kind() {
+                Kind::Unreachable if error.is_refusal() => {
+                    NotConnected { error, again: Again::Soon }
+                }
                 Kind::Unreachable => NotConnected { error, again: Again::Later },
                 _ => NotConnected::for_good(error),
             })
@@ -125,7 +128,7 @@ async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotCon
             Ok(stream)
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Err(NotConnected::refused(failed(error.to_string())))
+            Err(NotConnected::refused(failed(error.to_string()), error))
         }
         Ok(Err(error)) => Err(NotConnected::for_now(failed(error.to_string()))),
         Err(_) => {
@@ -163,7 +166,9 @@ fn local(error: std::io::Error) -> NotConnected {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{HostKeyPolicy, SshKey};
     use super::*;
+    use crate::host::{HostRef, Local, StreamAddress};
 
     /// QEMU, which forwards to an emulated guest, is gone: that the guest was slow is no reason to wait.
     #[tokio::test]
@@ -171,12 +176,23 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
-        let Err(failed) = tcp("127.0.0.1", port, Duration::MAX).await else {
-            panic!("nobody listens");
-        };
-        assert_eq!(failed.again, Again::Soon);
         let slow = Patience::new(50.0);
-        assert_eq!(limit(slow, failed.again), limit(Patience::NATIVE, Again::Later));
+        let target = |via: Via| SshTarget {
+            name: "l1".to_owned(),
+            user: "root".to_owned(),
+            key: SshKey::Agent,
+            host_key: HostKeyPolicy::Pinned(Vec::new()),
+            via,
+            patience: slow,
+        };
+        let here: HostRef = Arc::new(Local::new());
+        let address = StreamAddress::Tcp("127.0.0.1".to_owned(), port);
+        for via in [Via::Tcp { host: "127.0.0.1".to_owned(), port }, Via::Through(here, address)] {
+            let Err(failed) = way(&target(via)).await else { panic!("nobody listens") };
+            assert_eq!(failed.again, Again::Soon);
+            assert!(failed.error.is_refusal(), "{}", failed.error);
+            assert_eq!(limit(slow, failed.again), limit(Patience::NATIVE, Again::Later));
+        }
         assert_eq!(limit(slow, Again::Later), 50 * limit(Patience::NATIVE, Again::Later));
     }
 }

@@ -166,9 +166,10 @@ impl Host for Ssh {
     async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>> {
         match self.open(Goal::Stream(address.clone()), None).await {
             Ok(held) => Ok(Box::new(Bridged::new(held))),
-            // Refused, as by a server that does not listen there.
+            // The server tried, or is not allowed to.
             Err(error) if error.kind() == Kind::Failed => Err(self
                 .named(error.with_kind(Kind::Unreachable))
+                .because(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
                 .context(format!("cannot connect to {address}"))),
             Err(error) => Err(self.named(error)),
         }

@@ -55,8 +55,9 @@ impl NotConnected {
     }
 
     /// Returns the failure that nobody listens.
-    pub(crate) fn refused(message: impl Into<String>) -> Self {
-        NotConnected { again: Again::Soon, ..NotConnected::for_now(message) }
+    pub(crate) fn refused(message: impl Into<String>, cause: std::io::Error) -> Self {
+        let NotConnected { error, .. } = NotConnected::for_now(message);
+        NotConnected { error: error.because(cause), again: Again::Soon }
     }
 
     /// Returns a failure that would come again.
