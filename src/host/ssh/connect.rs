@@ -109,10 +109,7 @@ async fn way(target: &SshTarget) -> Result<Way, NotConnected> {
         }
         Via::Through(host, address) => {
             host.open_stream(address).await.map(Way::Through).map_err(|error| match error.kind() {
-                Kind::Unreachable if error.is_refusal() => {
-                    NotConnected { error, again: Again::Soon }
-                }
-                Kind::Unreachable => NotConnected { error, again: Again::Later },
+                Kind::Unreachable => NotConnected::unreachable(error),
                 _ => NotConnected::for_good(error),
             })
         }
@@ -127,10 +124,10 @@ async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotCon
             stream.set_nodelay(true).map_err(local)?;
             Ok(stream)
         }
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Err(NotConnected::refused(failed(error.to_string()), error))
+        Ok(Err(cause)) => {
+            let error = Error::new(Kind::Unreachable, failed(cause.to_string())).because(cause);
+            Err(NotConnected::unreachable(error))
         }
-        Ok(Err(error)) => Err(NotConnected::for_now(failed(error.to_string()))),
         Err(_) => {
             let silence = format!("no answer for {:.0} s", limit.as_secs_f64());
             Err(NotConnected::for_now(failed(silence)))

@@ -237,10 +237,10 @@ impl Writer<'_> {
         })
     }
 
-    /// Returns what lets the guest read the host's time stamp counter. It is not worth an end of its session.
+    /// Returns what lets the guest read the host's time stamp counter.
     fn clock(&self, actual: &Actual) -> Option<Change> {
         let mode = actual.settings.get(tsc::MODE);
-        let due = self.steady_tsc && actual.power == Power::Off;
+        let due = self.steady_tsc && tsc::is_free(actual);
         (due && mode.is_none_or(|mode| mode != tsc::OFFSET)).then(|| Change {
             setting: tsc::MODE.to_owned(),
             actual: mode.cloned(),

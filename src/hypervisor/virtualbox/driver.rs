@@ -111,11 +111,11 @@ impl VirtualBox {
         machine::stop(manage, actual, Stop::Graceful(grace), self.settles(host), feed).await
     }
 
-    /// Returns the VM of `spec` as [`diff::changes`] compares it.
+    /// Returns the VM of `spec` as [`diff::changes`] compares it; asks for no more than that looks at.
     async fn look_at(&self, manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
         let mut actual = machine::inspect(manage, spec).await?;
         let steady = self.known(manage.host()).await?.details.contains_key(tsc::STEADY);
-        if let Some(actual) = actual.as_mut().filter(|_| steady) {
+        if let Some(actual) = actual.as_mut().filter(|actual| steady && tsc::is_free(actual)) {
             tsc::add(manage, actual).await?;
         }
         Ok(actual)

@@ -9,7 +9,7 @@
 use super::manage::Manage;
 use super::parse;
 use crate::error::Result;
-use crate::hypervisor::Actual;
+use crate::hypervisor::{Actual, Power};
 
 /// The extra data of a VM that says how its guest reads the TSC; the setting's name in [`Actual`], too.
 pub(crate) const MODE: &str = "VBoxInternal/TM/TSCMode";
@@ -26,6 +26,11 @@ pub(crate) fn is_steady_but_not_said(flags: &str, clock_source: &str) -> bool {
     let has = |wanted: &str| flags.split_ascii_whitespace().any(|flag| flag == wanted);
     // Linux shows the processor's word (CPUID 0x80000007, EDX bit 8) as `nonstop_tsc`.
     clock_source == "tsc" && has("hypervisor") && !has("nonstop_tsc")
+}
+
+/// Whether it may be set now: while a VM is off. It is not worth the end of a session.
+pub(crate) fn is_free(actual: &Actual) -> bool {
+    actual.power == Power::Off
 }
 
 /// Adds to `actual` how its guest reads the TSC, where that was set.

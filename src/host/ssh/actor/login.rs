@@ -51,13 +51,13 @@ pub(crate) enum Again {
 impl NotConnected {
     /// Returns a failure that may be gone in a moment.
     pub(crate) fn for_now(message: impl Into<String>) -> Self {
-        NotConnected { error: Error::new(Kind::Unreachable, message), again: Again::Later }
+        NotConnected::unreachable(Error::new(Kind::Unreachable, message))
     }
 
-    /// Returns the failure that nobody listens.
-    pub(crate) fn refused(message: impl Into<String>, cause: std::io::Error) -> Self {
-        let NotConnected { error, .. } = NotConnected::for_now(message);
-        NotConnected { error: error.because(cause), again: Again::Soon }
+    /// The same, of an error that says whether anybody listens.
+    pub(crate) fn unreachable(error: Error) -> Self {
+        let again = if error.is_refusal() { Again::Soon } else { Again::Later };
+        NotConnected { error, again }
     }
 
     /// Returns a failure that would come again.
