@@ -9,7 +9,7 @@ use super::disk::{DiskFormat, virtual_size};
 use super::fetch::{blocking, free_space};
 use super::format::{Compression, ImageFormat};
 use super::ova;
-use super::store::{Stat, VerifiedImage, private_folder};
+use super::store::{Claim, Stat, VerifiedImage};
 use super::unpack::{Limits, unpack};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
@@ -38,7 +38,9 @@ enum Source {
 /// [`Kind::Untrusted`] for an image whose inside is not what it should be, [`Kind::HostCannot`] where
 /// qemu-img is needed and missing, the disk is full, or the image is a CD and has no disk.
 pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Result<Utf8PathBuf> {
-    let _lock = lock(image, feed).await?;
+    let _claim =
+        Claim::wait(&image.derived(), feed, "waiting for another conversion of the same image")
+            .await?;
     let target = derived(image, format);
     if unchanged(&target) {
         return Ok(target);
@@ -66,21 +68,6 @@ fn unchanged(target: &Utf8Path) -> bool {
     let noted = fs_err::read(note(target)).ok();
     let noted: Option<Stat> = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     noted.is_some() && noted == Stat::of(target).ok()
-}
-
-/// Waits until no other process derives disks from the same image.
-async fn lock(image: &VerifiedImage, feed: &Feed) -> Result<std::fs::File> {
-    private_folder(&image.derived())?;
-    let file = std::fs::File::create(image.derived().join("lock"))?;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) => {}
-            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
-        }
-        feed.doing("waiting for another conversion of the same image");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 async fn source(image: &VerifiedImage, feed: &Feed) -> Result<Source> {

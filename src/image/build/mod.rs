@@ -92,8 +92,10 @@ pub async fn build(
         Err(error) => Err(error),
     };
     // Whatever came of it: what is in the folder has served its purpose.
-    place.remove()?;
-    image
+    let removed = place.remove();
+    let image = image?;
+    removed?;
+    Ok(image)
 }
 
 /// Returns the image that `manifest` describes, if it was built before from the same inputs, whatever

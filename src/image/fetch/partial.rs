@@ -1,10 +1,7 @@
-//! A download that is not done: its bytes so far, what they are a part of, and the lock that makes two
+//! A download that is not done: its bytes so far, what they are a part of, and the claim that makes two
 //! downloads of one image one. A build holds its place in the same way.
 
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -14,10 +11,7 @@ use super::interrupted;
 use crate::error::{Error, Result};
 use crate::event::Feed;
 use crate::image::digest::Sha256;
-use crate::image::store::{Store, private_folder};
-
-/// How often a held lock is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+use crate::image::store::{Claim, Store};
 
 /// An unfinished download in the folder that belongs to it, held by this process alone.
 pub(in crate::image) struct Partial {
@@ -25,7 +19,7 @@ pub(in crate::image) struct Partial {
     state: State,
     /// The bytes came in more than one piece.
     stitched: bool,
-    _lock: File,
+    _claim: Claim,
 }
 
 /// What the bytes so far are a part of.
@@ -50,22 +44,17 @@ impl Partial {
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let folder = store.partial().join(identity.to_string());
-        loop {
-            if let Some(lock) = taken(&folder)? {
-                let state = match fs_err::read(folder.join("state.json")) {
-                    // What cannot be read starts anew.
-                    Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
-                    Err(error) if error.kind() == ErrorKind::NotFound => State::default(),
-                    Err(error) => return Err(error.into()),
-                };
-                return Ok(Partial { folder, state, stitched: false, _lock: lock });
-            }
-            feed.doing("waiting for another run that gets the same image");
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = cancel.cancelled() => return Err(interrupted()),
-            }
-        }
+        let claim = tokio::select! {
+            claim = Claim::wait(&folder, feed, "waiting for another run that gets the same image") => claim?,
+            () = cancel.cancelled() => return Err(interrupted()),
+        };
+        let state = match fs_err::read(folder.join("state.json")) {
+            // What cannot be read starts anew.
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => State::default(),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Partial { folder, state, stitched: false, _claim: claim })
     }
 
     /// Returns the folder that is held.
@@ -129,7 +118,7 @@ impl Partial {
         Ok(taken)
     }
 
-    /// Removes the folder; whoever waits for its lock makes a new one.
+    /// Removes the folder; whoever waits for it makes a new one.
     pub(in crate::image) fn remove(self) -> Result<()> {
         Ok(fs_err::remove_dir_all(&self.folder)?)
     }
@@ -140,28 +129,5 @@ impl Partial {
         fs_err::write(self.folder.join("state.json"), bytes)?;
         self.state = state;
         Ok(())
-    }
-}
-
-/// Takes the folder's lock, or returns `None` if another has it.
-fn taken(folder: &Utf8Path) -> Result<Option<File>> {
-    private_folder(folder)?;
-    let path = folder.join("lock");
-    let lock = match File::create(&path) {
-        Ok(lock) => lock,
-        // Its holder has just finished and removed the folder.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
-    }
-    // The folder may have been removed between opening and locking; then this lock holds nothing.
-    let held = lock.metadata()?.ino();
-    match std::fs::metadata(&path) {
-        Ok(meta) if meta.ino() == held => Ok(Some(lock)),
-        _ => Ok(None),
     }
 }

@@ -12,6 +12,7 @@
 //! A folder of a digest appears whole, by one rename, or not at all.
 
 mod adopt;
+mod claim;
 mod prune;
 mod record;
 
@@ -23,6 +24,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 
 pub use adopt::Built;
+pub(super) use claim::Claim;
 pub use prune::{Prune, Pruned};
 pub use record::Provenance;
 pub(super) use record::Stat;
@@ -319,7 +321,7 @@ impl Store {
 }
 
 /// Makes `folder` with mode 0700, or checks that nobody else can write to it.
-pub(super) fn private_folder(folder: &Utf8Path) -> Result<()> {
+fn private_folder(folder: &Utf8Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,12 +1,11 @@
 //! Taking away what nobody needs.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::record::Content;
-use super::{Store, record};
+use super::{Claim, Store, record};
 use crate::error::Result;
 use crate::image::digest::Sha256;
 
@@ -48,6 +47,11 @@ impl Store {
         for (folder, why) in self.leftovers()? {
             pruned.push(taken(folder, why)?);
         }
+        // Claimed until they are gone: a download that begins now waits, and makes a folder of its own.
+        let (unfinished, _claims) = self.unfinished()?;
+        for folder in unfinished {
+            pruned.push(taken(folder, "an unfinished download")?);
+        }
         if !dry_run {
             for one in &pruned {
                 fs_err::remove_dir_all(&one.path)?;
@@ -65,18 +69,24 @@ impl Store {
         Ok(newest)
     }
 
-    /// Failed downloads, unfinished ones that nobody works on, and folders of interrupted moves.
+    /// Downloads that nobody works on, with the claims on them.
+    fn unfinished(&self) -> Result<(Vec<Utf8PathBuf>, Vec<Claim>)> {
+        let (mut folders, mut claims) = (Vec::new(), Vec::new());
+        for folder in self.partial().read_dir_utf8()? {
+            let folder = folder?.into_path();
+            if let Some(claim) = Claim::take(&folder)? {
+                folders.push(folder);
+                claims.push(claim);
+            }
+        }
+        Ok((folders, claims))
+    }
+
+    /// Failed downloads, and folders of interrupted moves.
     fn leftovers(&self) -> Result<Vec<(Utf8PathBuf, &'static str)>> {
         let mut found = Vec::new();
         for folder in self.quarantined().read_dir_utf8()? {
             found.push((folder?.into_path(), "its proofs did not hold"));
-        }
-        for folder in self.partial().read_dir_utf8()? {
-            let folder = folder?.into_path();
-            let busy = File::open(folder.join("lock")).is_ok_and(|file| file.try_lock().is_err());
-            if !busy {
-                found.push((folder, "an unfinished download"));
-            }
         }
         for folder in self.root.read_dir_utf8()? {
             let folder = folder?;

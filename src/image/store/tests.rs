@@ -155,6 +155,21 @@ fn pruning_keeps_the_newest_and_what_a_lab_holds() {
 }
 
 #[test]
+fn an_unfinished_download_is_pruned_unless_somebody_works_on_it() {
+    let place = place();
+    let unfinished = place.store.partial().join("unfinished");
+    fs_err::create_dir(&unfinished).expect("makes");
+    fs_err::write(unfinished.join("data"), b"half").expect("writes");
+    let claim = Claim::take(&unfinished).expect("opens").expect("nobody has it");
+    assert_eq!(place.store.prune(Prune::Unused, false).expect("prunes"), []);
+    assert!(unfinished.join("data").exists(), "another run works on it");
+    drop(claim);
+    let pruned = place.store.prune(Prune::Unused, false).expect("prunes");
+    assert_eq!(pruned.iter().map(|one| &one.path).collect::<Vec<_>>(), [&unfinished]);
+    assert!(!unfinished.exists());
+}
+
+#[test]
 fn a_damaged_note_is_an_error_and_not_forgetfulness() {
     let place = place();
     place.adopt("demo", 1, b"disk");
