@@ -15,7 +15,8 @@ const MODULES: &str = "usr/lib/modules";
 /// The one kernel in a tree of packages, and its modules.
 pub(super) struct Kernel<'t> {
     tree: &'t Tree,
-    version: String,
+    version: &'t str,
+    image: &'t str,
     /// The modules' paths by their names.
     files: BTreeMap<String, &'t str>,
     built_in: BTreeSet<String>,
@@ -27,8 +28,11 @@ impl<'t> Kernel<'t> {
     /// # Errors
     /// [`Kind::Internal`] if the packages brought none, or more than one.
     pub(super) fn find(tree: &'t Tree) -> Result<Self> {
-        let mut versions = tree.under("boot").filter_map(|path| path.strip_prefix("boot/vmlinuz-"));
-        let (Some(version), None) = (versions.next(), versions.next()) else {
+        let mut images = tree
+            .under("boot")
+            .chain(tree.under(MODULES))
+            .filter_map(|path| Some((version_of_image(path)?, path)));
+        let (Some((version, image)), None) = (images.next(), images.next()) else {
             return Err(Error::internal("the packages do not bring exactly one kernel"));
         };
         let folder = format!("{MODULES}/{version}");
@@ -38,12 +42,12 @@ impl<'t> Kernel<'t> {
             .under(&format!("{folder}/kernel"))
             .filter_map(|path| Some((name_of(path)?, path)))
             .collect();
-        Ok(Kernel { tree, version: version.to_owned(), files, built_in })
+        Ok(Kernel { tree, version, image, files, built_in })
     }
 
     /// Returns the kernel itself.
     pub(super) fn image(&self) -> Result<Vec<u8>> {
-        self.tree.read(&format!("boot/vmlinuz-{}", self.version))
+        self.tree.read(self.image)
     }
 
     /// Puts the modules `wanted` into `initrd`, with those that they need, and modprobe's tables. One
@@ -142,6 +146,17 @@ fn last_to_load_first<'m>(modules: &'m BTreeMap<String, Module>, name: &'m str) 
     order
 }
 
+/// Returns a kernel's version from the path of its image, or `None` if it is not a kernel's. Debian's
+/// packages bring it in `/boot` up to Linux 6.12, beside its modules in 7.2; a script copies it then.
+fn version_of_image(path: &str) -> Option<&str> {
+    path.strip_prefix("boot/vmlinuz-").or_else(|| {
+        path.strip_prefix(MODULES)?
+            .strip_prefix('/')?
+            .strip_suffix("/vmlinuz")
+            .filter(|version| !version.contains('/'))
+    })
+}
+
 /// Returns where a module lies in the appliance, below the kernel's folder.
 fn place(name: &str) -> String {
     format!("kernel/{name}.ko")
@@ -191,6 +206,23 @@ mod tests {
         .map(|(name, module)| (name.to_owned(), module))
         .into();
         assert_eq!(last_to_load_first(&modules, "ahci"), ["ahci", "libahci", "libata", "scsi_mod"]);
+    }
+
+    #[test]
+    fn a_kernel_is_found_where_old_and_new_packages_bring_it() {
+        for path in
+            ["boot/vmlinuz-6.12.57+deb13-amd64", "usr/lib/modules/7.2.13+deb14-amd64/vmlinuz"]
+        {
+            let version = version_of_image(path).expect("a kernel");
+            assert!(path.contains(version) && version.ends_with("-amd64"), "{version}");
+        }
+        for path in [
+            "boot/System.map-6.12.57+deb13-amd64",
+            "usr/lib/modules/7.2.13+deb14-amd64/System.map",
+            "usr/lib/modules/7.2.13+deb14-amd64/build/vmlinuz",
+        ] {
+            assert_eq!(version_of_image(path), None, "{path}");
+        }
     }
 
     #[test]
