@@ -90,6 +90,7 @@ const CONTENTS: &[&str] = &[
     "sys/class/dmi/id/product_version",
     "sys/class/dmi/id/sys_vendor",
     "sys/devices/system/clocksource/clocksource0/available_clocksource",
+    "sys/devices/system/clocksource/clocksource0/current_clocksource",
     "sys/firmware/efi/efivars/SecureBoot-*",
     "sys/hypervisor/type",
     "sys/module/kvm/parameters/enable_virt_at_load",

@@ -1,6 +1,6 @@
 //! The kernel, its modules' headers, Secure Boot, a pending reboot, and the clock.
 
-use super::not_applicable;
+use super::{not_applicable, processor};
 use crate::guest::clock::{Offset, TOLERANCE};
 use crate::guest::kernel;
 use crate::preflight::look::{Look, Question};
@@ -129,5 +129,57 @@ pub(super) fn clock(look: &Look, _needs: &Needs) -> Finding {
                 .remedy("nestlab sets it before it runs apt; or set it yourself:")
                 .command("sudo timedatectl set-ntp true")
         }
+    }
+}
+
+/// The clock that the kernel has chosen.
+const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+/// Clocks that a VM's kernel reads without leaving the VM.
+const INSIDE: [&str; 4] = ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"];
+
+pub(super) fn clock_source(look: &Look, _needs: &Needs) -> Finding {
+    let id = "clock-source";
+    let Some(clock) = look.survey.text(CLOCK_SOURCE) else {
+        return not_applicable(id, "nothing here tells");
+    };
+    if !processor::has_flag(&look.survey, "hypervisor") {
+        return not_applicable(id, "no VM").from("/proc/cpuinfo");
+    }
+    if INSIDE.contains(&clock.as_str()) {
+        return Finding::new(id, Verdict::Ok, clock).from(CLOCK_SOURCE);
+    }
+    let found = format!("{clock}: each look at the time leaves the VM, and guests are slow");
+    Finding::new(id, Verdict::Warn, found)
+        .from(CLOCK_SOURCE)
+        .remedy(
+            "Linux distrusts a TSC that stood still while the VM was held up, as an emulated one is. An emulated TSC is steady; have Linux keep it, and reboot:",
+        )
+        .command(
+            r#"sudo sed -i 's/^GRUB_CMDLINE_LINUX="/&tsc=nowatchdog /' /etc/default/grub && sudo update-grub"#,
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::survey::Survey;
+
+    #[test]
+    fn a_vm_whose_clock_is_read_outside_of_it_is_told_so() {
+        let emulated = "flags\t\t: fpu tsc svm npt hypervisor";
+        for (flags, clock, verdict) in [
+            (emulated, "hpet\n", Verdict::Warn),
+            (emulated, "acpi_pm\n", Verdict::Warn),
+            (emulated, "tsc\n", Verdict::Ok),
+            (emulated, "kvm-clock\n", Verdict::Ok),
+            ("flags\t\t: fpu tsc svm npt", "hpet\n", Verdict::NotApplicable),
+        ] {
+            let survey = Survey::of(&[("/proc/cpuinfo", flags), (CLOCK_SOURCE, clock)]);
+            let finding = clock_source(&Look::of(survey, &[]), &Needs::nothing("/"));
+            assert_eq!(finding.verdict, verdict, "{flags}, {clock}");
+        }
+        let silent = Look::of(Survey::of(&[("/proc/cpuinfo", emulated)]), &[]);
+        let finding = clock_source(&silent, &Needs::nothing("/"));
+        assert_eq!(finding.verdict, Verdict::NotApplicable);
     }
 }

@@ -137,6 +137,11 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check { id: "ports", question: "Are there free ports for forwarding?", judge: network::ports },
     Check { id: "clock", question: "Is the clock right?", judge: kernel::clock },
+    Check {
+        id: "clock-source",
+        question: "Does a VM's kernel read its clock without leaving the VM?",
+        judge: kernel::clock_source,
+    },
 ];
 
 /// Checks of what nestlab itself sees to in a guest that is to run guests: before that, they say nothing.
