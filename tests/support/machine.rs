@@ -35,7 +35,9 @@ impl Machine {
         let seed = write_keys_and_seed(folder.path(), hostname);
         let serial = folder.path().join("serial");
         let mut qemu = Command::new("qemu-system-x86_64")
-            .args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none"])
+            // In turn: with threads of their own, one of two processors can lose its timer
+            // (docs/evidence/two-cpus-in-l1.txt).
+            .args(["-accel", "tcg,thread=single", "-nodefaults", "-display", "none"])
             .args(["-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"])
             .arg("-drive")
             .arg(format!("if=none,id=seed,format=raw,snapshot=on,file={}", seed.display()))
