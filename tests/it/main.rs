@@ -1,0 +1,18 @@
+//! Every test of nestlab from outside, in one program: what they share is compiled and linked once.
+#![allow(unreachable_pub, reason = "a test program has no outside")]
+
+mod build_images;
+mod chain;
+mod chain_kvm;
+mod cli;
+mod doctor;
+mod engine_faults;
+mod guest_apt;
+mod image_attacks;
+mod image_differential;
+mod image_fetch;
+mod lab;
+mod qemu_driver;
+mod ssh_host;
+mod support;
+mod virtualbox_native;
