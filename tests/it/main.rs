@@ -7,6 +7,7 @@ mod chain_kvm;
 mod cli;
 mod doctor;
 mod engine_faults;
+mod full;
 mod guest_apt;
 mod image_attacks;
 mod image_differential;
