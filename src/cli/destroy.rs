@@ -50,7 +50,7 @@ pub(super) async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result
         removal.into_result()?;
     }
     let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
-    store.release(lab.name())?;
+    store.release(lab.directory())?;
     lab.remove(lock)
 }
 
