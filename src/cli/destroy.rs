@@ -55,7 +55,7 @@ async fn remove_all(lab: Lab, lock: LabLock, globals: &Globals, told: &Told) -> 
         removal.into_result()?;
     }
     let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
-    store.release(lab.name())?;
+    store.release(lab.directory())?;
     let folder = lab.directory().to_owned();
     let left = lab.remove(lock)?;
     if !left.is_empty() {
