@@ -13,6 +13,7 @@ mod image_attacks;
 mod image_differential;
 mod image_fetch;
 mod lab;
+mod owning;
 mod qemu_driver;
 mod ssh_host;
 mod support;
