@@ -2,6 +2,7 @@
 
 use crate::support::bench::Bench;
 use crate::support::debian::Deb;
+use crate::support::lab::text_of;
 
 #[test]
 fn a_boot_sector_is_brought_up_stopped_started_and_removed() {
@@ -39,7 +40,8 @@ fn a_guest_in_a_guest_is_brought_up_stopped_started_and_removed() {
         assert_eq!(bench.outcomes()[step], "done", "{step}");
     }
     assert_eq!(bench.guest("bench", "l2")["state"], "running");
-    assert_eq!(bench.way_in("bench", &["l1"]).sh("uname -r; hostname"), "7.0.9-bench\nl1");
+    let inside = bench.way_in("bench", &["l1"]).run("uname -r; hostname");
+    assert_eq!(text_of(&inside.stdout), "7.0.9-bench\nl1\n", "{}", text_of(&inside.stderr));
     bench.up_changes_nothing(&recipe);
 
     bench.ok(&["down", "bench"]);
@@ -52,6 +54,8 @@ fn a_guest_in_a_guest_is_brought_up_stopped_started_and_removed() {
 /// A lab of two levels: a host with a package and a kernel to install, and a boot sector in it.
 pub(super) fn nested(bench: &Bench) -> String {
     bench.packages(&[
+        Deb { name: "qemu-system-x86", ..Deb::default() },
+        Deb { name: "qemu-utils", ..Deb::default() },
         Deb { name: "ovmf", ..Deb::default() },
         Deb { files: &[("boot/vmlinuz-7.0.9-bench", "")], ..Deb::default() },
     ]);

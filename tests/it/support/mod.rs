@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod boot_sector;
 pub(crate) mod debian;
 pub(crate) mod dropbear;
+pub(crate) mod emulator;
 pub(crate) mod lab;
 pub(crate) mod machine;
 pub(crate) mod outdated;
