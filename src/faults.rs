@@ -8,18 +8,21 @@
 //! | `hang@N` | the operation never ends; `nestlab: hangs at N` is written to standard error |
 //! | `full@N` | the operation fails because the disk is full |
 //!
+//! `NESTLAB_FAULT_TRACE` names a file that gets a line for each point: its number, the step that passes it
+//! (`-` outside of all steps) and its name, with tabs between.
+//!
 //! Only builds with the feature `faults` (the tests' builds) have them; in every other build a point
 //! is an empty function.
 
 #[cfg(any(test, feature = "faults"))]
 pub use enabled::{host, passed};
 #[cfg(any(test, feature = "faults"))]
-pub(crate) use enabled::{point, write_all};
+pub(crate) use enabled::{in_step, point, write_all};
 
 #[cfg(not(any(test, feature = "faults")))]
 pub use disabled::host;
 #[cfg(not(any(test, feature = "faults")))]
-pub(crate) use disabled::{point, write_all};
+pub(crate) use disabled::{in_step, point, write_all};
 
 #[cfg(not(any(test, feature = "faults")))]
 mod disabled {
@@ -35,6 +38,11 @@ mod disabled {
     #[inline]
     pub(crate) fn write_all(file: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
+    }
+
+    #[inline]
+    pub(crate) async fn in_step<T>(_step: String, work: impl Future<Output = T>) -> T {
+        work.await
     }
 
     /// Returns `host` as it is: this build injects no faults.
@@ -67,6 +75,15 @@ mod enabled {
 
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
+    tokio::task_local! {
+        static STEP: String;
+    }
+
+    /// Does `work`, whose points belong to `step`.
+    pub(crate) async fn in_step<T>(step: String, work: impl Future<Output = T>) -> T {
+        STEP.scope(step, work).await
+    }
+
     /// Returns how many points this process has passed.
     pub fn passed() -> u64 {
         PASSED.load(Ordering::SeqCst)
@@ -94,9 +111,23 @@ mod enabled {
     }
 
     /// Counts this point and returns the fault, if it is the one that was asked for.
-    fn due() -> Option<(Fault, u64)> {
+    fn due(name: &str) -> Option<(Fault, u64)> {
         let at = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+        trace(at, name);
         wanted().filter(|(_, wanted)| *wanted == at)
+    }
+
+    fn trace(at: u64, name: &str) {
+        let Some(path) = std::env::var_os("NESTLAB_FAULT_TRACE") else { return };
+        let step = STEP.try_with(String::clone).unwrap_or_else(|_| "-".to_owned());
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .expect("NESTLAB_FAULT_TRACE can be written");
+        // In one write, so that no two lines mix.
+        let line = format!("{at}\t{step}\t{name}\n");
+        io::Write::write_all(&mut file, line.as_bytes()).expect("the trace can be written");
     }
 
     fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
@@ -120,7 +151,7 @@ mod enabled {
 
     /// Passes a point in code that blocks its thread.
     pub(crate) fn point(name: &str) -> io::Result<()> {
-        let Some((fault, at)) = due() else { return Ok(()) };
+        let Some((fault, at)) = due(name) else { return Ok(()) };
         failure(fault, at, name)?;
         loop {
             std::thread::park();
@@ -129,7 +160,7 @@ mod enabled {
 
     /// Passes a point in asynchronous code, which can be cancelled while it hangs.
     async fn point_in_command(name: &str) -> Result<()> {
-        let Some((fault, at)) = due() else { return Ok(()) };
+        let Some((fault, at)) = due(name) else { return Ok(()) };
         failure(fault, at, name).map_err(|error| Error::failed(error.to_string()))?;
         std::future::pending().await
     }

@@ -29,8 +29,11 @@ impl Removal {
             Kind::Interrupted => Kind::Interrupted,
             _ => Kind::Stuck,
         };
-        let names: Vec<String> =
-            self.left.iter().map(|(resource, error)| format!("{resource}: {error}")).collect();
+        let line = |(resource, error): &(Resource, Error)| {
+            let causes = error.causes().into_iter().map(|cause| format!(": {cause}"));
+            format!("{resource}: {error}{}", causes.collect::<String>())
+        };
+        let names: Vec<String> = self.left.iter().map(line).collect();
         Err(Error::new(kind, format!("{} could not be removed, first {first}", self.left.len()))
             .tail(names.join("\n").as_bytes())
             .hint("run the same destroy again when it can be reached; the rest is gone"))

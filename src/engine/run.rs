@@ -14,6 +14,7 @@ use super::retry::Retry;
 use super::state::State;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Failure, Feed, millis};
+use crate::faults;
 use crate::lab::{Entry, Journal, Ledger, Outcome};
 use crate::plan::{Context, Plan, Step, StepId};
 
@@ -181,7 +182,7 @@ impl Run {
                 ledger: Ledger::of_step(&self.journal, id.as_str()),
             };
             let one = One::new(step.clone(), context, self.journal.clone(), self.retry);
-            let task = self.running.spawn(one.run());
+            let task = self.running.spawn(faults::in_step(id.to_string(), one.run()));
             self.steps.insert(task.id(), step);
         }
     }

@@ -91,3 +91,29 @@ impl FromStr for Confinement {
         .ok_or(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_runs_qemu_as_a_user_of_its_own_by_the_option_that_its_version_knows() {
+        let options = |version: &str, is_root: bool| {
+            let version = version.parse().expect("a version");
+            Confinement::strictest(&version, is_root).options(7).join(" ")
+        };
+        for (version, user) in [
+            ("6.2.0", "-runas 7:7"),
+            ("9.0.4", "-runas 7:7"),
+            ("9.1.0", "-run-with user=7:7"),
+            ("10.0.2", "-run-with user=7:7"),
+        ] {
+            let options = options(version, true);
+            assert!(options.ends_with(user), "{version}: {options}");
+            assert!(options.contains("spawn=deny"), "{version}: {options}");
+        }
+        let unprivileged = options("9.1.0", false);
+        assert!(!unprivileged.contains("user=") && !unprivileged.contains("-runas"));
+        assert!(unprivileged.contains("elevateprivileges=deny"), "{unprivileged}");
+    }
+}

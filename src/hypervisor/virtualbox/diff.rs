@@ -513,6 +513,11 @@ mod tests {
         assert!(growth(&spec, &actual).expect("grows").ends_with("--resize 128"));
         spec.disk = crate::recipe::Mebibytes::new(32);
         assert_eq!(growth(&spec, &actual), None);
+        // VirtualBox refuses to resize a disk that has snapshots; the recorded VM has one.
+        let mut with_snapshots = vm("odd-vm", Power::Off);
+        with_snapshots.settings.insert(DISK_MIB.into(), "64".into());
+        spec.disk = crate::recipe::Mebibytes::new(128);
+        assert_eq!(growth(&spec, &with_snapshots), None);
     }
 
     #[test]

@@ -247,7 +247,7 @@ pub(crate) fn forwarded(settings: &Settings, forward: &Forward) -> Option<u16> {
 mod tests {
     use super::super::parse::{machine_readable, without_warnings};
     use super::super::specimen::{existing, made, spec};
-    use super::super::transcript::printed;
+    use super::super::transcript::{printed, transcript};
     use super::*;
     use crate::recipe::Amount;
     use semver::Version;
@@ -397,6 +397,25 @@ mod tests {
         assert_eq!(nat_adapter(&odd()), Some(1));
         let names: Vec<_> = rules(&odd()).map(|rule| rule.setting()).collect();
         assert_eq!(names, ["natpf1/a\"b", "natpf3/ssh"]);
+    }
+
+    /// VBoxManage 7.2.22 lists its options when it meets one that it does not know.
+    #[test]
+    fn every_option_is_one_that_the_recorded_vboxmanage_lists() {
+        let recorded = transcript("unknown-option").output;
+        let usage = String::from_utf8_lossy(&recorded.stderr).into_owned()
+            + &String::from_utf8_lossy(&recorded.stdout);
+        let spelling = Spelling::of(&Version::new(7, 2, 22));
+        let mut spec = spec();
+        spec.nested = Some(true);
+        spec.networks = vec!["lan".to_owned()];
+        for one in wanted(&spec, None, spelling) {
+            for option in one.args.iter().filter(|arg| arg.starts_with("--")) {
+                let numbered = option.trim_end_matches(|c: char| c.is_ascii_digit());
+                let listed = [format!("[{option}="), format!("[{numbered}N=")];
+                assert!(listed.iter().any(|entry| usage.contains(entry)), "{option} of {one:?}");
+            }
+        }
     }
 
     #[test]

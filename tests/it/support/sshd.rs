@@ -172,9 +172,16 @@ pub(crate) fn keygen(path: &std::path::Path) {
     assert!(made.success());
 }
 
+/// Returns a free port below those that the kernel gives out (32768 and up): nobody who asks for any port
+/// gets it while it is not listened on.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
+    loop {
+        let [high, low, ..] = *uuid::Uuid::new_v4().as_bytes();
+        let port = 15_000 + u16::from_be_bytes([high, low]) % 15_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Starts sshd and waits until it answers; `None` if somebody else took the port.
