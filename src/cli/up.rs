@@ -82,8 +82,9 @@ async fn build(
 ) -> Result<Arc<World>> {
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
-    if Blueprint::of(lab)?.is_none() {
-        can_l0(&recipe, lab, args, told).await?;
+    match Blueprint::of(lab)? {
+        None => can_l0(&recipe, lab, args, told).await?,
+        Some(begun) => can_l0_still(&recipe, lab, &begun, told).await?,
     }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
     if let Some(lock) = &locked {
@@ -124,7 +125,16 @@ async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<
     if args.prepare_host {
         doctor::prepare(&*l0, &drivers, &needs, args.yes).await?;
     }
-    doctor::judge(&*l0, &drivers, &needs, &told.feed).await
+    doctor::judge(&*l0, &drivers, &needs, lab, &told.feed).await
+}
+
+/// Looks whether L0 has got a kernel or a VirtualBox since `lab` was begun with which its guests take it down.
+async fn can_l0_still(recipe: &Recipe, lab: &Lab, begun: &Blueprint, told: &Told) -> Result<()> {
+    let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
+    let mut needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), "/");
+    // What was left to nestlab is settled.
+    needs.hypervisor.get_or_insert(begun.outermost());
+    doctor::judge_again(&*l0, &drivers, &needs, lab, &told.feed).await
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.

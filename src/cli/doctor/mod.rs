@@ -13,7 +13,7 @@ use url::Url;
 
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::Feed;
 use crate::guest::Site;
 use crate::host::{Command, Host, Local, Patience};
 use crate::hypervisor::Drivers;
@@ -117,8 +117,7 @@ async fn needs(
     Ok(Needs { force: args.force, reach, ..needs })
 }
 
-/// Looks whether `host` can do what `needs` say, before anything is begun; tells what the user should
-/// know even if it can.
+/// Looks whether `host` can do what `needs` say, before `lab` is begun; tells each warning with its remedy.
 ///
 /// # Errors
 /// [`Kind::HostCannot`] with every check that failed and its remedy.
@@ -126,14 +125,27 @@ pub(super) async fn judge(
     host: &dyn Host,
     drivers: &Drivers,
     needs: &Needs,
+    lab: &Lab,
     feed: &Feed,
 ) -> Result<()> {
     let findings = preflight::run(host, needs, drivers).await?;
-    let mixed = findings.iter().find(|finding| finding.id == "mixed-hypervisors");
-    if let Some(mixed) = mixed.filter(|finding| finding.verdict == Verdict::Warn) {
-        let remedy = mixed.remedy.as_deref().unwrap_or_default();
-        feed.notice(Level::Warning, format!("{}: {remedy}", mixed.found));
-    }
+    preflight::tell(lab, &findings, feed)?;
+    preflight::require(&findings)
+}
+
+/// Looks whether `host`, on which `lab` was begun, has become one that it would take down.
+///
+/// # Errors
+/// As [`judge`].
+pub(super) async fn judge_again(
+    host: &dyn Host,
+    drivers: &Drivers,
+    needs: &Needs,
+    lab: &Lab,
+    feed: &Feed,
+) -> Result<()> {
+    let findings = preflight::run_again(host, needs, drivers).await?;
+    preflight::tell(lab, &findings, feed)?;
     preflight::require(&findings)
 }
 
