@@ -85,6 +85,11 @@ fn check_owner_and_writers(path: &Utf8Path, metadata: &fs::Metadata, mode: u32) 
 /// What the name of a file begins with while it is being written.
 const UNFINISHED: &str = ".new-";
 
+/// Returns whether `name` is that of a file which is being written, or was when its writer was killed.
+pub(super) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(UNFINISHED)
+}
+
 /// The right to write the files of one directory, held by one thread of one process at a time.
 ///
 /// It is a kernel lock on the directory itself, for the instant of a change; what a writer that was

@@ -109,7 +109,7 @@ impl Chain {
         let cancel = CancellationToken::new();
         engine::remove_all(&journal, &remover, &Feed::silent(), &cancel).await.into_result()?;
         drop(journal);
-        lab.remove(lock)
+        lab.remove(lock).map(drop)
     }
 
     fn plan(&self, lock: &LabLock) -> Result<Plan> {
@@ -284,7 +284,7 @@ impl Make {
                 let candidates = (40_001..).map(Ok);
                 let all = self.lab.labs().reservations();
                 let port = all.port(self.lab.name(), "L0", "l1/ssh", candidates)?;
-                let part = self.lab.directory().join("port");
+                let part = self.lab.logs().join("port");
                 let command = Command::new("tee").arg(part.as_str()).stdin(port.to_string());
                 self.host.check(&command).await?;
                 let command = Command::new("mv").args([part.as_str(), self.proof.as_str()]);
