@@ -212,7 +212,7 @@ async fn qubes_is_refused_unless_forced() {
     };
     assert_eq!(system(&refused).verdict, Verdict::Fail);
     assert!(system(&refused).remedy.expect("explained").contains("https://"));
-    let forced = Needs { force: true, ..host.needs() };
+    let forced = Needs { forced: ["system".to_owned()].into(), ..host.needs() };
     let forced = run(&host, &forced, &host).await.expect("answers");
     assert_eq!(system(&forced).verdict, Verdict::Warn);
 }
@@ -246,11 +246,14 @@ async fn a_host_that_a_guest_with_svm_of_its_own_may_crash_is_refused_at_every_l
     for (nests, level, verdict) in
         [(false, 1, Verdict::Ok), (true, 0, Verdict::Fail), (true, 1, Verdict::Fail)]
     {
-        let needs = Needs { nests, level, force: true, ..host.needs() };
+        let needs = Needs { nests, level, forced: ["system".to_owned()].into(), ..host.needs() };
         let findings = run(&host, &needs, &host).await.expect("answers");
         let beside = findings.iter().find(|finding| finding.id == "kvm-and-virtualbox");
         let beside = beside.expect("always told");
         assert_eq!(beside.verdict, verdict, "{beside:?}");
+        let named = Needs { forced: [beside.id.to_owned()].into(), ..needs };
+        let named = run_again(&host, &named, &host).await.expect("answers");
+        assert!(worst(&named) < Verdict::Fail, "{named:?}");
         let unloads = beside.commands.iter().any(|command| command == "sudo modprobe -r kvm_amd");
         assert_eq!(unloads, nests, "{beside:?}");
     }

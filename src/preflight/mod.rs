@@ -19,7 +19,7 @@ mod warnings;
 use serde::Serialize;
 
 pub use look::Prober;
-pub use needs::{Demand, Destination, Needs, Stage};
+pub use needs::{Demand, Destination, FORCEABLE, Needs, Stage};
 pub use record::record;
 pub use warnings::tell;
 

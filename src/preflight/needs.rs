@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
 
+use super::Verdict;
 use crate::recipe::budget::ImageDefaults;
 use crate::recipe::{Guest, GuestName, HypervisorKind, Recipe};
 
@@ -28,11 +29,15 @@ pub struct Needs {
     pub mixed: BTreeSet<HypervisorKind>,
     /// The folder on it where guests' files are kept.
     pub directory: Utf8PathBuf,
-    /// Go on where a system is known not to support nesting.
-    pub force: bool,
+    /// The checks that are only to warn where they would fail; see [`FORCEABLE`].
+    pub forced: BTreeSet<String>,
     /// Mirrors and image hosts to reach from it; empty if nobody asked.
     pub reach: Vec<Destination>,
 }
+
+/// The checks that a user can go on against: that a system is known not to let guests run guests, and, only where it
+/// is named, that a guest may take the whole host down.
+pub const FORCEABLE: [&str; 2] = ["system", "kvm-and-virtualbox"];
 
 /// How far a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +79,7 @@ impl Needs {
             recipe: None,
             mixed: BTreeSet::new(),
             directory: directory.into(),
-            force: false,
+            forced: BTreeSet::new(),
             reach: Vec::new(),
         }
     }
@@ -124,6 +129,11 @@ impl Needs {
     /// Returns whether the host is of no use without `kind`.
     pub(super) fn requires(&self, kind: HypervisorKind) -> bool {
         self.hypervisor == Some(kind) || self.further.contains(&kind)
+    }
+
+    /// Returns [`Verdict::Fail`] for the check `id`, unless the user goes on against it.
+    pub(super) fn fail(&self, id: &str) -> Verdict {
+        if self.forced.contains(id) { Verdict::Warn } else { Verdict::Fail }
     }
 
     /// Returns whether `kind` is to run a guest that gets nested hardware virtualization.

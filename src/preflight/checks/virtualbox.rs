@@ -179,13 +179,14 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
     .from(source)
 }
 
-/// VirtualBox asks KVM for the processor. Two ways of that end the whole host, and are refused.
+/// VirtualBox asks KVM for the processor. Two ways of that end the whole host, and are refused unless the user
+/// names this very check.
 fn sharing(look: &Look, needs: &Needs, module: &str, off: bool, get_on: &str) -> Finding {
     let id = "kvm-and-virtualbox";
     // `auto` takes VirtualBox where its driver is loaded.
     let runs_here = needs.requires(HypervisorKind::VirtualBox)
         || needs.hypervisor.is_none() && needs.recipe.is_some();
-    let ends_it = if runs_here { Verdict::Fail } else { Verdict::Warn };
+    let ends_it = if runs_here { needs.fail(id) } else { Verdict::Warn };
     // Seen with 7.2.22 on Linux 7.2.13 (docs/evidence/virtualbox-in-virtualbox.txt): where KVM has turned SVM
     // on for VirtualBox, a page that VirtualBox needs for a guest's own SVM is not there.
     if module == "kvm_amd" && needs.nests_in(HypervisorKind::VirtualBox) {
