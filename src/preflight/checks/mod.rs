@@ -141,6 +141,11 @@ pub(super) const CHECKS: &[Check] = &[
         question: "Do the guests' networks differ from those around them?",
         judge: network::subnets,
     },
+    Check {
+        id: "host-loopback",
+        question: "Do guests need what is on this host's loopback, which they do not reach?",
+        judge: network::loopback,
+    },
     Check { id: "ports", question: "Are there free ports for forwarding?", judge: network::ports },
     Check { id: "clock", question: "Is the clock right?", judge: kernel::clock },
     Check {
