@@ -14,6 +14,7 @@ mod image_differential;
 mod image_fetch;
 mod lab;
 mod owning;
+mod plan_bench;
 mod qemu_driver;
 mod ssh_host;
 mod support;
