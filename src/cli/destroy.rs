@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::session::{Session, Told, command_line};
 use super::{Globals, ask};
 use crate::engine;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::event::Level;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::Blueprint;

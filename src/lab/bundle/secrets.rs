@@ -80,7 +80,9 @@ impl Secrets {
         // The public half is in the private key too, and is to be seen.
         let public = key.and_then(|key| key.public_key().to_bytes().ok()).unwrap_or_default();
         for public in in_base64(&public) {
-            runs_of(&public).for_each(|run| drop(self.runs.remove(&run)));
+            for run in runs_of(&public) {
+                self.runs.remove(&run);
+            }
         }
     }
 

@@ -180,3 +180,23 @@ async fn an_image_that_changed_unseen_fails_and_is_taken_out_only_on_request() {
     assert_eq!(verified(&place, &[]), (Some(0), serde_json::json!({"schema": 1, "images": []})));
     place.arrives().await;
 }
+
+#[test]
+fn a_store_that_is_not_trusted_keeps_nobody_from_destroying_a_lab() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let root = camino::Utf8Path::from_path(scratch.path()).expect("UTF-8");
+    let labs = nestlab::lab::Labs::at(root.join("state"));
+    let lab = labs.create(&"demo".parse().expect("a name"), "").expect("makes");
+    let cache = root.join("cache");
+    std::fs::create_dir(&cache).expect("makes");
+    std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    let output = Command::new(assert_cmd::cargo::cargo_bin("nestlab"))
+        .args(["--state-dir", root.join("state").as_str(), "--cache-dir", cache.as_str()])
+        .args(["destroy", "demo", "--yes"])
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains(&format!("others can write to {cache}")), "{told}");
+    assert!(!lab.directory().exists());
+}
