@@ -1,6 +1,7 @@
 //! A nestlab with a state directory of its own, run as a user runs it; and a look at its labs from
 //! outside, through OpenSSH's client, which knows nothing of nestlab.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 pub struct Nestlab {
     state: TempDir,
     cache: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Nestlab {
@@ -21,12 +23,18 @@ impl Nestlab {
             .prefix("state-")
             .tempdir_in(shared)
             .expect("the target directory can be written");
-        Nestlab { state, cache: shared.join("cache") }
+        Nestlab { state, cache: shared.join("cache"), environment: Vec::new() }
     }
 
     /// Uses a store of its own instead of the shared one.
     pub fn with_own_store(mut self) -> Self {
         self.cache = self.state.path().join("own-cache");
+        self
+    }
+
+    /// Sets an environment variable for every command.
+    pub fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
         self
     }
 
@@ -52,6 +60,7 @@ impl Nestlab {
             .arg("--cache-dir")
             .arg(&self.cache)
             .args(args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
@@ -114,8 +123,8 @@ pub struct WayIn {
 }
 
 impl WayIn {
-    /// Runs `script` in the innermost guest and returns what it says.
-    pub fn sh(&self, script: &str) -> String {
+    /// Runs `script` in the innermost guest.
+    pub fn run(&self, script: &str) -> Output {
         let (alias, address) = self.addresses.last().expect("a way leads somewhere");
         let mut command = Command::new("ssh");
         command.args(self.options(alias, address));
@@ -123,11 +132,7 @@ impl WayIn {
             command.arg("-o").arg(format!("ProxyCommand={proxy}"));
         }
         let host = address.rsplit_once(':').expect("an address has a port").0;
-        let output = command.arg(format!("root@{host}")).arg(script).output().expect("ssh runs");
-        let (out, err) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{alias}: {script}: {out}{err}");
-        out.trim().to_owned()
+        command.arg(format!("root@{host}")).arg(script).output().expect("ssh runs")
     }
 
     fn options(&self, alias: &str, address: &str) -> Vec<String> {
@@ -180,4 +185,9 @@ pub fn processes_naming(text: &str) -> Vec<String> {
     }
     found.retain(|process| !process.starts_with(&format!("{}:", std::process::id())));
     found
+}
+
+/// Returns output as text.
+pub fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
