@@ -10,15 +10,17 @@ use crate::error::Result;
 use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::{self, Blueprint, Images, World, blueprint, l0};
-use crate::preflight::Needs;
+use crate::plan::ground::Ground;
+use crate::plan::{self, Blueprint, Images, RecipeSource, World, l0};
+use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
 
 /// Build a lab, or bring it to what its recipe says
 ///
 /// Runs only what is needed: a second `up` finds nothing to do, and one that was interrupted goes on
-/// where it stopped.
+/// where it stopped. A lab stays with its recipe: another file with the same `name` is refused unless `--lab`
+/// names the lab.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,9 +39,11 @@ pub(crate) struct Args {
     /// Build just what `<recipe>.lock` pins, or say what of it cannot be had
     #[arg(long)]
     locked: bool,
-    /// Go on where a system is known not to let guests run guests, such as Qubes OS
-    #[arg(long)]
-    force: bool,
+    /// Go on where this check fails; without a name, where a system is known not to let guests run guests,
+    /// such as Qubes OS
+    #[arg(long, value_name = "CHECK", num_args = 0..=1, require_equals = true,
+        default_missing_value = FORCEABLE[0], value_parser = FORCEABLE)]
+    force: Vec<String>,
     /// First apply the remedies that are safe (packages, modules, groups), after showing them and asking
     #[arg(long)]
     prepare_host: bool,
@@ -53,6 +57,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let name = args.lab.as_ref().unwrap_or(&recipe.name);
     let lab = Labs::at(&globals.state_dir).create(name, recipe.source().text())?;
     let held = lab.lock(command_line())?;
+    RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
     let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
     let built = build(recipe, &lab, &held, &args, globals, &told).await;
     let explained = match &built {
@@ -82,8 +87,9 @@ async fn build(
 ) -> Result<Arc<World>> {
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
-    if Blueprint::of(lab)?.is_none() {
-        can_l0(&recipe, lab, args, told).await?;
+    match Blueprint::of(lab)? {
+        None => can_l0(&recipe, lab, args, told).await?,
+        Some(begun) => can_l0_still(&recipe, lab, &begun, args, told).await?,
     }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
     if let Some(lock) = &locked {
@@ -97,10 +103,8 @@ async fn build(
     held.keep_recipe(&text)?;
     let blueprint = world.machines.blueprint();
     blueprint.keep(held)?;
-    for dropped in &blueprint.dropped {
-        let what = format!("{} in {} is not in the recipe any more", dropped.name, dropped.outer);
-        let until = format!("its VM stays until `nestlab destroy {}`", lab.name());
-        told.feed.notice(Level::Warning, format!("{what}: {until}"));
+    if let Some(text) = guests::orphaned(blueprint, lab.name()) {
+        told.feed.notice(Level::Warning, text);
     }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
     let journal = held.journal()?;
@@ -118,13 +122,30 @@ async fn build(
 /// that is begun, every step has its own check.
 async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
-    let directory = doctor::nearest_folder(&*l0, &blueprint::l0_directory(recipe, lab)).await?;
+    let ground = Ground::of(recipe, lab, &*l0).await?;
+    let directory = doctor::nearest_folder(&*l0, &ground.directory).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
-    let needs = Needs { force: args.force, ..needs };
+    let needs = Needs { forced: args.force.iter().cloned().collect(), ..needs };
     if args.prepare_host {
         doctor::prepare(&*l0, &drivers, &needs, args.yes).await?;
     }
-    doctor::judge(&*l0, &drivers, &needs, &told.feed).await
+    doctor::judge(&*l0, &drivers, &needs, lab, &told.feed).await
+}
+
+/// Looks whether L0 has got a kernel or a VirtualBox since `lab` was begun with which its guests take it down.
+async fn can_l0_still(
+    recipe: &Recipe,
+    lab: &Lab,
+    begun: &Blueprint,
+    args: &Args,
+    told: &Told,
+) -> Result<()> {
+    let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
+    let mut needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), "/");
+    needs.forced.extend(args.force.iter().cloned());
+    // What was left to nestlab is settled.
+    needs.hypervisor.get_or_insert(begun.outermost());
+    doctor::judge_again(&*l0, &drivers, &needs, lab, &told.feed).await
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.
