@@ -42,7 +42,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         exit = seat.host.run_streaming(&tail, &mut on_output) => exit?,
         _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
     };
-    show(&mut line, b"\n");
+    if !line.is_empty() {
+        show(&mut line, b"\n");
+    }
     Ok(if exit.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -24,6 +24,8 @@ mod pin;
 pub mod place;
 mod provision;
 pub mod removal;
+#[cfg(test)]
+mod shipped;
 pub mod source;
 pub mod step;
 mod vm;

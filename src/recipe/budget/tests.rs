@@ -457,13 +457,12 @@ fn written(wishes: &[Wish], bare: bool) -> String {
     text
 }
 
-/// Returns whether `network` and `subnet`, a /24, have an address in common.
+/// Returns whether `network` and `subnet`, a /24, have an address in common. A default route is no network
+/// to avoid.
 fn share_addresses(network: &Network, subnet: Subnet) -> bool {
-    let bits = |address: std::net::Ipv4Addr, prefix: u8| {
-        u32::from(address).checked_shr(32 - u32::from(prefix)).unwrap_or(0)
-    };
-    let prefix = network.prefix.min(24);
-    bits(network.address, prefix) == bits(subnet.address(0), prefix)
+    let prefix = u32::from(network.prefix.min(24));
+    let beyond = 32 - prefix;
+    prefix > 0 && u32::from(network.address) >> beyond == u32::from(subnet.address(0)) >> beyond
 }
 
 /// Checks every rule of the design on a budget that came out, without the code that made it.

@@ -82,7 +82,7 @@ fn destroy_asks_and_takes_only_yes_for_an_answer() {
     bench.ok(&["up", &bench.recipe(FLAT)]);
     let (code, _, told) = bench.ends(&["destroy", "bench"]);
     assert_eq!(code, Some(2), "nobody can be asked: {told}");
-    assert!(told.contains("nestlab destroy bench --yes"), "{told}");
+    assert!(told.contains("--yes"), "{told}");
     for answer in ["n", "", "yess"] {
         let (code, asked) = at_a_terminal(&bench, "destroy bench", answer);
         assert_eq!(code, Some(130), "{answer}: {asked}");
@@ -170,7 +170,8 @@ fn how_much_is_told_is_the_users_to_say() {
     let bench = Bench::new();
     let recipe = bench.recipe(FLAT);
     let (code, out, told) = bench.ends(&["up", &recipe, "--quiet"]);
-    assert_eq!((code, out.as_str(), told.as_str()), (Some(0), "", ""));
+    assert_eq!((code, out.as_str()), (Some(0), ""));
+    assert!(told.lines().all(|line| line.starts_with("warning")), "{told}");
     bench.ok(&["down", "bench"]);
     let (_, _, plain) = bench.ends(&["up", &recipe, "--no-progress"]);
     assert!(plain.contains("done     start l1"), "{plain}");
@@ -200,7 +201,7 @@ fn a_lab_is_locked_and_built_again_by_its_lock() {
     fs_err::write(&other, changed).expect("written");
     let (old, new) = (lock.to_str().expect("UTF-8"), other.to_str().expect("UTF-8"));
     assert!(bench.ok(&["lock", old, "--diff", new]).contains('2'));
-    assert_eq!(bench.ok(&["lock", old, "--diff", old]).lines().count(), 1);
+    assert_eq!(bench.ok(&["lock", old, "--diff", old]), "");
 
     bench.destroy();
     bench.ok(&["up", &recipe, "--locked"]);
@@ -212,17 +213,5 @@ fn a_lab_is_locked_and_built_again_by_its_lock() {
     let (code, _, told) = bench.ends(&["up", &recipe, "--locked"]);
     assert!(code.is_some_and(|code| code != 0), "another image than the locked one: {told}");
     assert!(told.contains("lock"), "{told}");
-    bench.destroy();
-}
-
-#[test]
-fn a_screen_that_stays_is_evidence_that_a_guest_is_up() {
-    let bench = Bench::new();
-    bench.boot_image("seen", "obedient", "ready = \"screen\"\n");
-    let recipe = bench.recipe("[[guest]]\nname = \"l1\"\nimage = \"./seen.toml\"\n");
-    bench.ok(&["up", &recipe]);
-    let evidence = bench.guest("bench", "l1")["evidence"].as_str().expect("evidence").to_owned();
-    assert!(evidence.starts_with("its screen shows a steady picture of"), "{evidence}");
-    bench.up_changes_nothing(&recipe);
     bench.destroy();
 }

@@ -6,3 +6,4 @@ mod everyday;
 mod faults;
 mod happy;
 mod trust;
+mod virtualbox;

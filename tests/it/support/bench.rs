@@ -26,6 +26,7 @@ use super::boot_sector;
 use super::debian::{Deb, index};
 use super::lab::{Nestlab, processes_naming};
 use super::publisher::server::Server;
+use super::virtualbox_native::{Native, SCRIPT};
 
 /// The programs of the bench and where each goes; those that begin with `inside/` are a guest's own.
 const MACHINE: &[(&str, &str)] = &[
@@ -49,6 +50,28 @@ pub(crate) struct Bench {
     nestlab: Nestlab,
     folder: TempDir,
     pub(crate) server: Server,
+    /// Goes last: the state directory is behind it.
+    _shown: Option<Shown>,
+}
+
+/// A link on this machine to the home that a VirtualBox has in its tree, under the same name.
+struct Shown(PathBuf);
+
+impl Shown {
+    fn new(native: &Native) -> Self {
+        let tree = Command::new(SCRIPT).output().expect("the script runs");
+        let tree = String::from_utf8(tree.stdout).expect("a path");
+        std::os::unix::fs::symlink(format!("{}{}", tree.trim(), native.home), &native.home)
+            .expect("a link");
+        Shown(native.home.clone().into())
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        // Left over, it leads nowhere.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Deref for Bench {
@@ -62,6 +85,31 @@ impl Deref for Bench {
 impl Bench {
     /// Makes one with the images `boot` (it says "up" on its serial console) and `host` (it can be entered).
     pub(crate) fn new() -> Self {
+        Self::on(Nestlab::new())
+    }
+
+    /// Makes one whose guests run in this VirtualBox: the real VBoxManage, and simulated power.
+    pub(crate) fn in_virtualbox(native: &Native) -> Self {
+        // What VirtualBox is told to use has the same name in its tree and on this machine.
+        let shown = Shown::new(native);
+        let mut bench = Self::on(Nestlab::in_folder(native.home.as_std_path()));
+        bench._shown = Some(shown);
+        let settings = format!("script={SCRIPT}\nhome={}\n", native.home);
+        fs_err::write(bench.path("machine/virtualbox"), settings).expect("written");
+        for (name, text) in [
+            ("VBoxManage", include_str!("../plan_bench/machine/VBoxManage")),
+            ("with-vboxdrv", include_str!("../plan_bench/machine/with-vboxdrv")),
+        ] {
+            let path = bench.path("machine").join(name);
+            fs_err::write(&path, text).expect("written");
+            fs_err::set_permissions(&path, Permissions::from_mode(0o755)).expect("set");
+        }
+        let around = bench.path("machine/with-vboxdrv");
+        bench.nestlab.through(around);
+        bench
+    }
+
+    fn on(nestlab: Nestlab) -> Self {
         assert!(rustix::process::geteuid().is_root(), "the bench makes namespaces: run it as root");
         let folder = tempfile::Builder::new()
             .prefix("bench-")
@@ -78,12 +126,12 @@ impl Bench {
         let path = std::env::var("PATH").expect("a PATH");
         let home = folder.path().join("home");
         fs_err::create_dir(&home).expect("a home");
-        let nestlab = Nestlab::new()
+        let nestlab = nestlab
             .with_own_store()
             .with("PATH", format!("{}:{path}", machine.display()))
             .with("HOME", home)
             .with("SSH_AUTH_SOCK", "");
-        let bench = Bench { nestlab, folder, server: Server::start() };
+        let bench = Bench { nestlab, folder, server: Server::start(), _shown: None };
         bench.boot_image("boot", "obedient", "ready = \"serial\"\nserial-pattern = \"^up$\"\n");
         bench.boot_image("host", "obedient", "user = \"root\"\nssh = true\nseed = \"cidata\"\n");
         bench

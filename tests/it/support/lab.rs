@@ -13,17 +13,29 @@ pub struct Nestlab {
     state: TempDir,
     cache: PathBuf,
     environment: Vec<(&'static str, OsString)>,
+    /// What runs nestlab, if that is not the kernel alone.
+    around: Option<PathBuf>,
 }
 
 impl Nestlab {
     /// Makes the state directory.
     pub fn new() -> Self {
-        let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        Self::in_folder(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// Makes the state directory in `folder`.
+    pub fn in_folder(folder: &Path) -> Self {
         let state = tempfile::Builder::new()
             .prefix("state-")
-            .tempdir_in(shared)
-            .expect("the target directory can be written");
-        Nestlab { state, cache: shared.join("cache"), environment: Vec::new() }
+            .tempdir_in(folder)
+            .expect("the folder can be written");
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        Nestlab { state, cache, environment: Vec::new(), around: None }
+    }
+
+    /// Has `program` run every command: it is given nestlab and its arguments.
+    pub fn through(&mut self, program: PathBuf) {
+        self.around = Some(program);
     }
 
     /// Uses a store of its own instead of the shared one.
@@ -53,7 +65,9 @@ impl Nestlab {
 
     /// Returns the command `nestlab args…`.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nestlab"));
+        let nestlab = env!("CARGO_BIN_EXE_nestlab");
+        let mut command = Command::new(self.around.as_deref().unwrap_or(Path::new(nestlab)));
+        command.args(self.around.iter().map(|_| nestlab));
         command
             .arg("--state-dir")
             .arg(self.state())

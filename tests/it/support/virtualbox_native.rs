@@ -24,7 +24,7 @@ pub(crate) struct Native {
     pub(crate) home: Utf8PathBuf,
 }
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/virtualbox-native");
+pub(crate) const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/virtualbox-native");
 
 impl Native {
     pub(crate) async fn new() -> Arc<Self> {
