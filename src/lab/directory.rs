@@ -21,8 +21,17 @@ const REMOVED: &str = ".removed-";
 pub(super) const RECIPE: &str = "recipe.toml";
 
 /// What nestlab keeps in a lab's directory; all else there is somebody else's.
-const OWN: [&str; 8] =
-    [RECIPE, "machines.json", "journal.jsonl", "known_hosts", "lock", "keys", "logs", DISKS];
+const OWN: [&str; 9] = [
+    RECIPE,
+    "machines.json",
+    "journal.jsonl",
+    "known_hosts",
+    "lock",
+    "warnings.json",
+    "keys",
+    "logs",
+    DISKS,
+];
 
 /// What tells that a directory is a lab's: each is written before the lab makes anything.
 const PROOFS: [&str; 3] = [RECIPE, "machines.json", "journal.jsonl"];

@@ -96,7 +96,19 @@ fn kvm_really_works() -> bool {
     let disk = folder.path().join("disk");
     fs_err::write(&disk, sector).expect("writes");
     let mut qemu = std::process::Command::new("qemu-system-x86_64")
-        .args(["-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16", "-display", "none", "-nodefaults"])
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-machine",
+            "pc",
+            "-m",
+            "16",
+            "-display",
+            "none",
+            "-nodefaults",
+        ])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-no-reboot", "-drive"])
         .arg(format!("file={},format=raw", disk.display()))
         .stdin(Stdio::null())

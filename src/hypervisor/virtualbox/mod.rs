@@ -33,6 +33,7 @@ use camino::Utf8PathBuf;
 pub use diff::{FREE_PORT, SNAPSHOT_BEFORE};
 pub use driver::VirtualBox;
 pub use former::Former;
+pub(crate) use loopback::closes_loopback;
 pub use manage::Installed;
 
 use super::GuestSpec;
