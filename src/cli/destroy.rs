@@ -8,7 +8,7 @@ use super::session::{Session, Told, command_line};
 use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::Blueprint;
+use crate::plan::{Blueprint, recovery};
 use crate::recipe::LabName;
 
 /// Remove everything that a lab made; images stay in the store
@@ -42,7 +42,9 @@ pub(super) async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result
         let journal = lock.journal()?;
         // Its log would lie in the lab that goes.
         let told = Told::begin(globals, None)?;
+        told.warn_of_records(&lab);
         let machines = &session.machines;
+        recovery::find_hidden(machines, &journal, &told.feed).await?;
         let restored = machines.restore_adopted(&journal, &told.feed).await;
         let removal = engine::remove_all(&journal, &**machines, &told.feed, &told.cancel()).await;
         told.end();
@@ -51,6 +53,7 @@ pub(super) async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result
     }
     let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
     store.release(lab.name())?;
+    recovery::check_nothing_runs(&lab)?;
     lab.remove(lock)
 }
 

@@ -75,7 +75,8 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 /// Destroys the lab; not, if somebody began to work on it since.
 async fn destroyed(unfinished: Unfinished, globals: &Globals) -> Result<bool> {
     let lock = match unfinished.lab.lock(command_line()) {
-        Err(busy) if busy.kind() == Kind::Busy => return Ok(false),
+        // Somebody works on it, or it is of another machine.
+        Err(other) if matches!(other.kind(), Kind::Busy | Kind::HostCannot) => return Ok(false),
         lock => lock?,
     };
     destroy::remove(unfinished.lab, lock, globals).await?;
@@ -133,14 +134,14 @@ mod tests {
         let lab = |destroyed| LabView {
             lab: "demo".into(),
             how: "interrupted at 2026-01-01T00:00:00Z".into(),
-            resources: vec![Resource::File { host: "L0".into(), path: "/x".into() }],
+            resources: vec![Resource::Directory { host: "L0".into(), path: "/x".into() }],
             destroyed,
         };
         let stray = Stray { hypervisor: HypervisorKind::Qemu, vm: "nestlab-gone-l1".into() };
         let answer = Answer { schema: 1, labs: vec![lab(false), lab(true)], strays: vec![stray] };
         assert_eq!(
             text(&answer),
-            "demo: interrupted at 2026-01-01T00:00:00Z\n  file /x on L0\n  \
+            "demo: interrupted at 2026-01-01T00:00:00Z\n  directory /x on L0\n  \
                nestlab up finishes it, nestlab destroy demo removes it\n\
              demo: interrupted at 2026-01-01T00:00:00Z; destroyed\n\
              nestlab-gone-l1: a VM in qemu that belongs to no lab here; it is yours to remove\n"

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::{self, Blueprint, Images, World, blueprint, l0};
+use crate::plan::{self, Blueprint, Images, World, blueprint, l0, recovery};
 use crate::preflight::Needs;
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -80,6 +80,7 @@ async fn build(
     globals: &Globals,
     told: &Told,
 ) -> Result<Arc<World>> {
+    told.warn_of_records(lab);
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
     if Blueprint::of(lab)?.is_none() {
@@ -94,16 +95,18 @@ async fn build(
     world.lock = locked;
     let world = Arc::new(world);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
-    held.keep_recipe(&text)?;
+    // What a newer nestlab wrote is refused before anything is written.
+    let journal = held.journal()?;
     let blueprint = world.machines.blueprint();
-    blueprint.keep(held)?;
+    recovery::before_building(blueprint, lab, &journal).await?;
+    held.keep_recipe(&text)?;
+    blueprint.keep(held, &journal).await?;
     for dropped in &blueprint.dropped {
         let what = format!("{} in {} is not in the recipe any more", dropped.name, dropped.outer);
         let until = format!("its VM stays until `nestlab destroy {}`", lab.name());
         told.feed.notice(Level::Warning, format!("{what}: {until}"));
     }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
-    let journal = held.journal()?;
     if globals.json
         && let Some(keys) = guests::keys_in_short(&world.budget.ways_out(&world.recipe))
     {

@@ -1,6 +1,6 @@
 //! What a guest's VM is to be, in words that every hypervisor understands.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -94,6 +94,19 @@ impl GuestSpec {
         match actual {
             Some(Firmware::Efi) if !self.firmware_given => Firmware::Efi,
             _ => self.firmware,
+        }
+    }
+
+    /// Has the VM's files in the folder `to` instead of `from`.
+    pub fn move_files(&mut self, from: &Utf8Path, to: &Utf8Path) {
+        let media = match &mut self.origin {
+            Origin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
+            Origin::Existing { .. } => None,
+        };
+        for path in media.into_iter().chain(&mut self.seed).chain([&mut self.directory]) {
+            if let Ok(inside) = path.strip_prefix(from) {
+                *path = to.join(inside);
+            }
         }
     }
 

@@ -3,12 +3,12 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use uuid::Uuid;
 
+use super::identity;
 use super::journal::{self, Reading};
 use super::keys::LabKeys;
 use super::known_hosts::KnownHosts;
 use super::lock::{self, Holder, LabLock};
 use super::private::{self, Writing};
-use super::reservations::Reservations;
 use super::resources::{self, Resource};
 use super::status::Status;
 use crate::error::{Error, Kind, Result};
@@ -84,6 +84,7 @@ impl Labs {
         if !lab.recipe_path().exists() {
             writing.write(RECIPE, recipe.as_bytes())?;
         }
+        identity::introduce(&lab, &writing)?;
         private::sync_directory(&self.directory())?;
         Ok(lab)
     }
@@ -135,16 +136,11 @@ impl Labs {
         })
     }
 
-    /// Returns the names and ports that labs of this state directory have reserved.
-    pub fn reservations(&self) -> Reservations {
-        Reservations::at(&self.state)
-    }
-
     /// Removes what an interrupted removal of a lab left; returns how many directories.
     pub fn sweep(&self) -> Result<usize> {
         let mut swept = 0;
         for name in self.entries()?.iter().filter(|name| name.starts_with(REMOVED)) {
-            fs_err::remove_dir_all(self.directory().join(name))?;
+            remove_tree(&self.directory().join(name))?;
             swept += 1;
         }
         Ok(swept)
@@ -155,6 +151,18 @@ impl Labs {
             name: name.clone(),
             directory: self.directory().join(name.as_str()),
             labs: self.clone(),
+        }
+    }
+}
+
+/// Removes `directory` with all that is in it. Another nestlab may be at the same: what it removed first is
+/// gone, too.
+fn remove_tree(directory: &Utf8Path) -> Result<()> {
+    loop {
+        match fs_err::remove_dir_all(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && directory.exists() => {}
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(()),
         }
     }
 }
@@ -240,7 +248,8 @@ impl Lab {
     /// Takes the lab's lock for `command`, the argument vector that others are told.
     ///
     /// # Errors
-    /// [`Kind::Busy`] if another nestlab holds it.
+    /// [`Kind::Busy`] if another nestlab holds it; [`Kind::HostCannot`] if the lab is of another machine
+    /// and its guests may run there; [`Kind::Usage`] if it is a copy of a lab that is there.
     pub fn lock<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) -> Result<LabLock> {
         lock::take(self, command.into_iter().map(Into::into).collect())
     }
@@ -255,6 +264,11 @@ impl Lab {
         journal::read(&self.journal_path())
     }
 
+    /// Returns why the lab can be looked at here and not acted on, if that is so.
+    pub fn refusal(&self) -> Option<Error> {
+        identity::refusal(self)
+    }
+
     /// Returns what exists because of this lab, the newest first: the order in which to remove it.
     pub fn resources(&self) -> Result<Vec<Resource>> {
         Ok(resources::remaining(&self.read_journal()?.records))
@@ -265,12 +279,20 @@ impl Lab {
         Ok(Status::from_records(&self.read_journal()?.records))
     }
 
-    /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before.
+    /// Removes the lab's directory. What the lab made elsewhere must be gone before.
     ///
     /// # Errors
-    /// [`Kind::Stuck`] if the journal names something that was not removed, [`Kind::Io`].
+    /// [`Kind::Stuck`] if the journal names something that was not removed, or has damage that nobody has
+    /// looked into; [`Kind::Io`], also if a newer nestlab wrote in it.
     pub fn remove(self, lock: LabLock) -> Result<()> {
-        let left = self.resources()?;
+        let reading = self.read_journal()?;
+        reading.check_writable(&self.journal_path())?;
+        if !reading.unexamined().is_empty() {
+            let warnings = reading.warnings(&self.journal_path()).join("; ");
+            return Err(Error::new(Kind::Stuck, warnings)
+                .hint(format!("nestlab destroy {} looks for what that may hide", self.name)));
+        }
+        let left = resources::remaining(&reading.records);
         if let Some(first) = left.first() {
             return Err(Error::new(
                 Kind::Stuck,
@@ -278,11 +300,10 @@ impl Lab {
             )
             .hint(format!("nestlab destroy {}", self.name)));
         }
-        self.labs.reservations().release(&self.name)?;
         let doomed = self.labs.directory().join(format!("{REMOVED}{}", Uuid::new_v4()));
         fs_err::rename(&self.directory, &doomed)?;
         private::sync_directory(&self.labs.directory())?;
         drop(lock);
-        Ok(fs_err::remove_dir_all(doomed)?)
+        remove_tree(&doomed)
     }
 }

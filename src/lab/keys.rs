@@ -35,6 +35,11 @@ impl LabKeys {
         self.key(&format!("host-{guest}"))
     }
 
+    /// Returns whether a host key was made for `guest`.
+    pub fn has_host_key(&self, guest: &str) -> bool {
+        self.directory.join(format!("host-{guest}")).is_file()
+    }
+
     /// Returns where the user's private key lies, for the user's own ssh.
     pub fn user_path(&self) -> Utf8PathBuf {
         self.directory.join("user")

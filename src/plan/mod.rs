@@ -20,6 +20,8 @@ mod media;
 mod network;
 mod pin;
 mod provision;
+mod recall;
+pub mod recovery;
 pub mod removal;
 pub mod step;
 mod vm;

@@ -21,9 +21,9 @@ pub trait Remover: Send + Sync {
 impl Remover for Machines {
     async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()> {
         match resource {
-            Resource::Vm { host, guest, hypervisor, vm, .. } => {
+            Resource::Vm { host, guest, .. } => {
                 let host = self.host(host).await?;
-                let machine = self.blueprint().made(guest, *hypervisor, vm)?;
+                let machine = self.blueprint().machine_of(self.lab(), resource)?;
                 let driver = self.driver(machine.outer);
                 driver.destroy(&*host, &machine.spec, feed).await?;
                 self.forget(guest).await;
@@ -35,13 +35,7 @@ impl Remover for Machines {
                     Command::new("rm").args(["-rf", "--one-file-system", "--", path.as_str()]);
                 host.check(&remove).await.map(drop)
             }
-            Resource::File { host, path } => {
-                let host = self.host(host).await?;
-                host.check(&Command::new("rm").args(["-f", "--", path.as_str()])).await.map(drop)
-            }
             Resource::KnownHost { guest } => self.lab().known_hosts().remove(guest),
-            other => Err(Error::new(Kind::Stuck, format!("{other} is not known to this nestlab"))
-                .hint("it was made by a newer nestlab: destroy the lab with that")),
         }
     }
 }

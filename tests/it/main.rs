@@ -12,6 +12,7 @@ mod image_attacks;
 mod image_differential;
 mod image_fetch;
 mod lab;
+mod old_state;
 mod qemu_driver;
 mod ssh_host;
 mod support;

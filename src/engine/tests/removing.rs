@@ -16,7 +16,7 @@ fn vm(host: &str, guest: &str) -> Resource {
 }
 
 fn file(host: &str, path: &str) -> Resource {
-    Resource::File { host: host.into(), path: path.into() }
+    Resource::Directory { host: host.into(), path: path.into() }
 }
 
 /// Removes everything but what is on a host that does not answer.

@@ -15,7 +15,6 @@ use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, HostRef, Local, Patience};
 use nestlab::hypervisor::HypervisorKind;
-use nestlab::lab::reservations::Claim;
 use nestlab::lab::{Lab, LabLock, Labs, Resource};
 use nestlab::plan::{Check, Context, Plan, Remover, Step, StepId};
 use nestlab::{Error, Kind, Result};
@@ -138,8 +137,10 @@ impl Chain {
                 .runs(["mkdir", "-p", &path("l1")])
                 .runs(["cp", &publisher, &path("l1/config.part")])
                 .runs(["mv", &path("l1/config.part"), &path("l1/config")]),
-            step(("l1", "reserve"), &[], "l1/port").also(Also::ReservePort).needing("l1", "define"),
-            step(("l1", "start"), &[("l1", "reserve")], "l1/running")
+            step(("l1", "forward"), &[("l1", "define")], "l1/forward")
+                .runs(["cp", &publisher, &path("l1/forward.part")])
+                .runs(["mv", &path("l1/forward.part"), &path("l1/forward")]),
+            step(("l1", "start"), &[("l1", "forward")], "l1/running")
                 .runs(["touch", &path("l1/running")]),
             step(("l1", "known-host"), &[("l1", "start")], "l1/known")
                 .makes(Resource::KnownHost { guest: "l1".into() })
@@ -170,7 +171,7 @@ impl Chain {
     }
 
     fn file(&self, host: &str, path: &str) -> Resource {
-        Resource::File { host: host.into(), path: self.world().join(path) }
+        Resource::Directory { host: host.into(), path: self.world().join(path) }
     }
 
     fn vm(&self, host: &str, guest: &str, directory: &str) -> Resource {
@@ -197,7 +198,6 @@ impl Chain {
     pub(crate) fn left_in_state(&self) -> Vec<String> {
         let mut left = Vec::new();
         walk(&self.root.join("state"), &mut |path, text| left.push(format!("{path}: {text}")));
-        left.retain(|line| !line.ends_with("reservations.json: []"));
         left
     }
 }
@@ -242,7 +242,6 @@ enum Work {
 /// What a step does besides its commands.
 #[derive(Clone, Copy)]
 enum Also {
-    ReservePort,
     KnownHost,
     Ready,
 }
@@ -272,24 +271,9 @@ impl Make {
         self
     }
 
-    fn needing(mut self, of: &str, what: &str) -> Self {
-        self.needs.push(StepId::new(of, what));
-        self
-    }
-
     async fn do_also(&self, context: &Context) -> Result<()> {
         match self.also {
             None => Ok(()),
-            Some(Also::ReservePort) => {
-                let candidates = (40_001..).map(Ok);
-                let all = self.lab.labs().reservations();
-                let port = all.port(self.lab.name(), "L0", "l1/ssh", candidates)?;
-                let part = self.lab.directory().join("port");
-                let command = Command::new("tee").arg(part.as_str()).stdin(port.to_string());
-                self.host.check(&command).await?;
-                let command = Command::new("mv").args([part.as_str(), self.proof.as_str()]);
-                self.host.check(&command).await.map(drop)
-            }
             Some(Also::KnownHost) => {
                 let key = self.lab.keys().host_key("l1")?;
                 self.lab.known_hosts().set("l1", key.public())
@@ -368,7 +352,7 @@ impl Remover for Rm {
         }
         match resource {
             Resource::KnownHost { guest } => self.lab.known_hosts().remove(guest),
-            Resource::File { path, .. } | Resource::Vm { directory: path, .. } => {
+            Resource::Directory { path, .. } | Resource::Vm { directory: path, .. } => {
                 self.host.check(&Command::new("rm").args(["-rf", path.as_str()])).await?;
                 if path.exists() {
                     return Err(Error::failed(format!("{path} is still there")));
@@ -378,10 +362,4 @@ impl Remover for Rm {
             other => Err(Error::internal(format!("the chain made no {other}"))),
         }
     }
-}
-
-/// What the state directory says when all went well.
-pub(crate) fn held_by_the_lab(chain: &Chain) -> Vec<Claim> {
-    let name = "demo".parse().expect("a name");
-    chain.labs().reservations().held(&name).expect("reads")
 }
