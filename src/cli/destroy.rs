@@ -1,12 +1,12 @@
 //! `nestlab destroy`: remove everything that a lab made, and nothing else.
 
-use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use super::Globals;
 use super::session::{Session, Told, command_line};
+use super::{Globals, ask};
 use crate::engine;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::event::Level;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::{Blueprint, recovery};
 use crate::recipe::LabName;
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     labs.sweep()?;
     let lab = labs.choose(args.lab.as_ref())?;
     if !args.yes && !confirmed(&lab)? {
-        return Err(Error::new(Kind::Interrupted, "nothing was removed"));
+        return Ok(ask::cancelled("nothing removed"));
     }
     let lock = lab.lock(command_line())?;
     remove(lab, lock, globals).await?;
@@ -36,39 +36,46 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 }
 
 /// Removes `lab`, which is locked, and all that it made.
-pub(super) async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result<()> {
+async fn remove(lab: Lab, lock: LabLock, globals: &Globals) -> Result<()> {
+    // Its log would lie in the lab that goes.
+    let told = Told::begin(globals, None)?;
+    let removed = remove_all(lab, lock, globals, &told).await;
+    told.end();
+    removed
+}
+
+async fn remove_all(lab: Lab, lock: LabLock, globals: &Globals, told: &Told) -> Result<()> {
+    told.warn_of_records(&lab);
     if Blueprint::of(&lab)?.is_some() {
         let session = Session::of(lab.clone())?;
         let journal = lock.journal()?;
-        // Its log would lie in the lab that goes.
-        let told = Told::begin(globals, None)?;
-        told.warn_of_records(&lab);
         let machines = &session.machines;
         recovery::find_hidden(machines, &journal, &told.feed).await?;
         let restored = machines.restore_adopted(&journal, &told.feed).await;
         let removal = engine::remove_all(&journal, &**machines, &told.feed, &told.cancel()).await;
-        told.end();
         restored?;
         removal.into_result()?;
     }
-    let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
-    store.release(lab.name())?;
     recovery::check_nothing_runs(&lab)?;
-    lab.remove(lock)
+    let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
+    store.release(lab.directory())?;
+    let folder = lab.directory().to_owned();
+    let left = lab.remove(lock)?;
+    if !left.is_empty() {
+        let left: Vec<_> =
+            left.iter().map(|path| path.strip_prefix(&folder).unwrap_or(path)).collect();
+        let left: Vec<_> = left.iter().map(|path| path.as_str()).collect();
+        let text = format!("{folder} stays, with what nestlab did not make: {}", left.join(", "));
+        told.feed.notice(Level::Warning, text);
+    }
+    Ok(())
 }
 
 fn confirmed(lab: &Lab) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Usage, "whether to remove the lab cannot be asked here")
-            .hint(format!("nestlab destroy {} --yes", lab.name())));
-    }
-    let mut stderr = std::io::stderr();
+    let mut question = String::new();
     for resource in lab.resources()? {
-        writeln!(stderr, "  {resource}")?;
+        question.push_str(&format!("  {resource}\n"));
     }
-    write!(stderr, "remove the lab {} and all of this? [y/N] ", lab.name())?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+    question.push_str(&format!("remove the lab {} and all of this?", lab.name()));
+    ask::yes(&question)
 }

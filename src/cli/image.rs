@@ -195,7 +195,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             fetched(&manifest, network.options(), globals).await?;
         }
         ImageCommand::Build { manifest, format, mirror } => {
-            built(&manifest, &BuildOptions { mirror, format }, globals).await?;
+            built(&manifest, &BuildOptions { mirror, format, holder: None }, globals).await?;
         }
         ImageCommand::Verify(args) => verified(args, globals).await?,
         ImageCommand::Update { manifest, check, network } => {

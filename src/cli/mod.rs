@@ -5,6 +5,7 @@
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
 mod args;
+mod ask;
 mod bundle;
 mod check;
 mod completions;

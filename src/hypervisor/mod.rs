@@ -147,6 +147,19 @@ pub enum Stop {
     Now,
 }
 
+/// A VM on a host, whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundVm {
+    /// Its name.
+    pub name: String,
+    /// What addresses it: VirtualBox's UUID, QEMU's process id.
+    pub id: String,
+    /// The UUID that it was made with; VirtualBox gives its own.
+    pub uuid: Option<uuid::Uuid>,
+    /// Its settings file, where the hypervisor keeps one; it need not exist any more.
+    pub file: Option<Utf8PathBuf>,
+}
+
 /// A file of a guest that helps to understand a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
@@ -255,8 +268,12 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         })
     }
 
-    /// Returns the names of the VMs on `host`, whoever made them; of QEMU's, those that run.
-    async fn list(&self, host: &dyn Host) -> Result<Vec<String>>;
+    /// Returns the VMs on `host`, whoever made them; of QEMU's, those that run.
+    async fn vms(&self, host: &dyn Host) -> Result<Vec<FoundVm>>;
+
+    /// Stops a VM whose files are gone, and makes the hypervisor forget it; touches no file. One that is
+    /// gone too is no error.
+    async fn forget(&self, host: &dyn Host, vm: &FoundVm) -> Result<()>;
 
     /// Takes a snapshot called `name`.
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
@@ -266,6 +283,11 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// Restores the snapshot called `name`; the VM is off afterwards or runs as it did then.
     async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()>;
+}
+
+/// Returns what to say of the files `left` in a guest's folder on `host`.
+fn left(host: &dyn Host, left: &str) -> String {
+    format!("left on {}, since nestlab did not make it: {}", host.name(), left.trim())
 }
 
 /// A shared driver.

@@ -85,7 +85,7 @@ pub struct GuestSpec {
 impl GuestSpec {
     /// Returns what tells the VM from all others; the same as long as its name and folder are.
     pub fn uuid(&self) -> Uuid {
-        Uuid::new_v5(&VMS, format!("{}\0{}", self.directory, self.vm).as_bytes())
+        uuid(&self.directory, &self.vm)
     }
 
     /// Returns how a VM is to start that starts with `actual` now: one that was made for UEFI keeps it unless
@@ -114,6 +114,11 @@ impl GuestSpec {
     pub fn nests(&self) -> bool {
         self.nested == Some(true)
     }
+}
+
+/// Returns what tells the VM called `vm` in `directory` from all others.
+pub(crate) fn uuid(directory: &Utf8Path, vm: &str) -> Uuid {
+    Uuid::new_v5(&VMS, format!("{directory}\0{vm}").as_bytes())
 }
 
 /// Returns the MAC address of the card that the VM `vm` has in `network`, the same at every start: a

@@ -20,6 +20,26 @@ const REMOVED: &str = ".removed-";
 /// The name of the recipe in the lab's directory.
 pub(super) const RECIPE: &str = "recipe.toml";
 
+/// What nestlab keeps in a lab's directory; all else there is somebody else's.
+const OWN: [&str; 10] = [
+    RECIPE,
+    "machines.json",
+    "journal.jsonl",
+    identity::FILE,
+    "known_hosts",
+    "lock",
+    private::LOCK,
+    "keys",
+    "logs",
+    DISKS,
+];
+
+/// What tells that a directory is a lab's: each is written before the lab makes anything.
+const PROOFS: [&str; 3] = [RECIPE, "machines.json", "journal.jsonl"];
+
+/// The folder of the guests' folders on this machine.
+const DISKS: &str = "disks";
+
 /// What the names of a lab's VMs begin with on their host.
 pub(super) const VM_PREFIX: &str = "nestlab-";
 
@@ -47,8 +67,9 @@ impl Labs {
 
     /// Returns the names of all labs, sorted.
     pub fn list(&self) -> Result<Vec<LabName>> {
-        let mut names: Vec<LabName> =
-            self.entries()?.iter().filter_map(|name| name.parse().ok()).collect();
+        let names = self.entries()?;
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        let mut names: Vec<LabName> = names.filter(|name| self.lab(name).is_there()).collect();
         names.sort();
         Ok(names)
     }
@@ -95,7 +116,7 @@ impl Labs {
     /// [`Kind::Usage`] with the labs that are there, if it is not; [`Kind::Io`] if others can write it.
     pub fn open(&self, name: &LabName) -> Result<Lab> {
         let lab = self.lab(name);
-        if !lab.directory().is_dir() {
+        if !lab.is_there() {
             return Err(self.unknown(name)?);
         }
         for directory in [&self.state, &self.directory(), &lab.directory] {
@@ -107,6 +128,40 @@ impl Labs {
     /// Returns where the lab `name` lies or would lie, for those who only look; it need not exist.
     pub fn planned(&self, name: &LabName) -> Lab {
         self.lab(name)
+    }
+
+    /// Returns the lab `name`, which is not there, with its lock: nobody makes it meanwhile. It is to be
+    /// removed again.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if somebody is about to make it; [`Kind::Usage`] if it is there.
+    pub fn hold_the_place_of(&self, name: &LabName) -> Result<(Lab, LabLock)> {
+        let lab = self.lab(name);
+        private::make_directory(lab.directory())?;
+        let lock = lab.lock(["nestlab"])?;
+        if lab.is_there() {
+            return Err(Error::new(Kind::Usage, format!("the lab {name} is there")));
+        }
+        Ok((lab, lock))
+    }
+
+    /// Returns the lab and the guest whose VM in `directory` would be, if that is a guest's folder of this
+    /// state directory.
+    pub(super) fn guest_at(&self, directory: &Utf8Path) -> Option<(LabName, String)> {
+        let labs = self.directory();
+        let canonical = self.canonical(&labs);
+        let mut inside = [Some(labs), canonical].into_iter().flatten();
+        let inside = inside.find_map(|labs| directory.strip_prefix(labs).ok())?;
+        let mut parts = inside.components().map(|part| part.as_str());
+        let (lab, disks, guest) = (parts.next()?, parts.next()?, parts.next()?);
+        (disks == DISKS).then_some((lab.parse().ok()?, guest.to_owned()))
+    }
+
+    /// Returns what `path`, which lies in the state directory and need not exist, is without links in the way
+    /// to that.
+    pub(super) fn canonical(&self, path: &Utf8Path) -> Option<Utf8PathBuf> {
+        let rest = path.strip_prefix(&self.state).ok()?;
+        Some(self.state.canonicalize_utf8().ok()?.join(rest))
     }
 
     /// Opens the lab that the user means: the one named, or the only one there is.
@@ -190,6 +245,11 @@ impl Lab {
         &self.directory
     }
 
+    /// Returns whether there is such a lab, begun at least; a directory with other files alone is none.
+    pub fn is_there(&self) -> bool {
+        PROOFS.iter().any(|name| self.directory.join(name).exists())
+    }
+
     /// Returns the labs that it is one of.
     pub fn labs(&self) -> &Labs {
         &self.labs
@@ -222,7 +282,7 @@ impl Lab {
 
     /// Returns the folder of the disks of the guests on this machine.
     pub fn disks(&self) -> Utf8PathBuf {
-        self.directory.join("disks")
+        self.directory.join(DISKS)
     }
 
     /// Returns the folder of the guest `guest` on this machine: disk, sockets, serial log.
@@ -279,12 +339,13 @@ impl Lab {
         Ok(Status::from_records(&self.read_journal()?.records))
     }
 
-    /// Removes the lab's directory. What the lab made elsewhere must be gone before.
+    /// Removes the lab's directory. What the lab made elsewhere must be gone before. A file that nestlab did
+    /// not make stays, in its place: returns the paths of these.
     ///
     /// # Errors
     /// [`Kind::Stuck`] if the journal names something that was not removed, or has damage that nobody has
     /// looked into; [`Kind::Io`], also if a newer nestlab wrote in it.
-    pub fn remove(self, lock: LabLock) -> Result<()> {
+    pub fn remove(self, lock: LabLock) -> Result<Vec<Utf8PathBuf>> {
         let reading = self.read_journal()?;
         reading.check_writable(&self.journal_path())?;
         if !reading.unexamined().is_empty() {
@@ -300,10 +361,85 @@ impl Lab {
             )
             .hint(format!("nestlab destroy {}", self.name)));
         }
-        let doomed = self.labs.directory().join(format!("{REMOVED}{}", Uuid::new_v4()));
-        fs_err::rename(&self.directory, &doomed)?;
-        private::sync_directory(&self.labs.directory())?;
-        drop(lock);
-        remove_tree(&doomed)
+        let foreign = self.foreign()?;
+        if foreign.is_empty() {
+            let doomed = self.labs.directory().join(format!("{REMOVED}{}", Uuid::new_v4()));
+            fs_err::rename(&self.directory, &doomed)?;
+            private::sync_directory(&self.labs.directory())?;
+            drop(lock);
+            remove_tree(&doomed)?;
+        } else {
+            self.remove_own()?;
+            drop(lock);
+        }
+        Ok(foreign)
+    }
+
+    /// Returns the files in the lab's directory that nestlab did not make. The guests' folders are empty, or
+    /// gone, once their VMs are.
+    fn foreign(&self) -> Result<Vec<Utf8PathBuf>> {
+        let mut foreign = files_in(&self.disks())?;
+        for entry in self.directory.read_dir_utf8()? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let own = OWN.contains(&name) || private::is_unfinished(name);
+            // A damaged file is kept beside the one that took its place.
+            if !own && !name.starts_with("machines.json.damaged") {
+                foreign.push(entry.into_path());
+            }
+        }
+        foreign.sort();
+        Ok(foreign)
+    }
+
+    /// Removes what nestlab keeps in the lab's directory, and nothing else. What tells that it is a lab's goes
+    /// last: an interrupted removal is gone on with by the next.
+    fn remove_own(&self) -> Result<()> {
+        let proofs_last = OWN.iter().filter(|name| !PROOFS.contains(name)).chain(&PROOFS);
+        for name in proofs_last.filter(|name| **name != DISKS) {
+            let path = self.directory.join(name);
+            match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => remove_tree(&path)?,
+                Ok(_) => fs_err::remove_file(path)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        remove_empty(&self.disks())?;
+        private::sync_directory(&self.directory)
+    }
+}
+
+/// Returns everything below `directory` that is not a directory.
+fn files_in(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        let entries = match directory.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path().to_owned();
+            if entry.file_type()?.is_dir() { directories.push(path) } else { files.push(path) }
+        }
+    }
+    Ok(files)
+}
+
+/// Removes the directories below `directory`, and itself, in which there is no file.
+fn remove_empty(directory: &Utf8Path) -> Result<()> {
+    let Ok(entries) = directory.read_dir_utf8() else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_empty(entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(error.into()),
+        _ => Ok(()),
     }
 }

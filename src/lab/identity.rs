@@ -22,7 +22,7 @@ use super::resources::{self, Resource};
 use crate::error::{Error, Kind, Result};
 
 /// The file's name in the lab's directory.
-const FILE: &str = "identity.json";
+pub(super) const FILE: &str = "identity.json";
 
 /// The format's number.
 const SCHEMA: u32 = 1;

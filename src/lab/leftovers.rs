@@ -1,11 +1,15 @@
 //! What labs left behind that nobody works on any more. Finds; removes nothing that is not nestlab's own
 //! beyond doubt.
 
+use camino::Utf8PathBuf;
+
 use super::directory::{Lab, Labs, VM_PREFIX};
 use super::record::Outcome;
 use super::resources::Resource;
 use super::status::Run;
 use crate::error::Result;
+use crate::hypervisor::{FoundVm, spec};
+use crate::recipe::LabName;
 
 /// A lab whose last run did not end well, and at which nobody is at work.
 #[derive(Debug, Clone)]
@@ -33,8 +37,8 @@ impl Unfinished {
     }
 }
 
-/// Returns the labs whose last run did not end well, and at which nobody is at work. `nestlab up`
-/// finishes such a lab and `nestlab destroy` removes it: it is the user's to choose.
+/// Returns the labs whose last run did not end well, and at which nobody is at work. They are no litter:
+/// `nestlab up` finishes such a lab.
 pub fn unfinished(labs: &Labs) -> Result<Vec<Unfinished>> {
     let mut found = Vec::new();
     for name in labs.list()? {
@@ -52,22 +56,58 @@ pub fn unfinished(labs: &Labs) -> Result<Vec<Unfinished>> {
     Ok(found)
 }
 
-/// Returns those of `vms`, the names of the VMs on this machine, that look like a lab's and belong to
-/// none that there is: their lab's state directory was deleted, or is another one. Nothing proves
-/// that nestlab made them, so they are for the user to remove.
-pub fn strays(labs: &Labs, vms: impl IntoIterator<Item = String>) -> Result<Vec<String>> {
-    let mut known = Vec::new();
-    for name in labs.list()? {
-        let ours = labs.open(&name)?.resources()?;
-        known.extend(ours.into_iter().filter_map(|resource| match resource {
-            Resource::Vm { vm, .. } => Some(vm),
-            _ => None,
-        }));
+/// A VM that a lab of this state directory made, which is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The lab.
+    pub lab: LabName,
+    /// The VM.
+    pub vm: FoundVm,
+}
+
+/// The VMs of a host that look like a lab's and belong to none that there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Strays {
+    /// Those that this state directory made beyond doubt: their files lie, or lay, in it.
+    pub ours: Vec<Stray>,
+    /// The names of the others: another state directory's, another user's, or nobody's.
+    pub others: Vec<String>,
+}
+
+/// Returns what of `vms`, the VMs on this machine, belongs to no lab that there is. What lies in a lab's
+/// directory is that lab's, whether or not its journal names it.
+pub fn strays(labs: &Labs, vms: impl IntoIterator<Item = FoundVm>) -> Result<Strays> {
+    let known = labs.list()?;
+    let mut strays = Strays::default();
+    for vm in vms {
+        match maker(labs, &vm) {
+            Some(lab) if known.contains(&lab) => {}
+            Some(lab) => strays.ours.push(Stray { lab, vm }),
+            None if vm.name.starts_with(VM_PREFIX) => strays.others.push(vm.name),
+            None => {}
+        }
     }
-    let mut strays: Vec<String> =
-        vms.into_iter().filter(|vm| vm.starts_with(VM_PREFIX) && !known.contains(vm)).collect();
-    strays.sort();
+    strays.ours.sort_by(|one, other| one.vm.name.cmp(&other.vm.name));
+    strays.others.sort();
     Ok(strays)
+}
+
+/// Returns the lab of this state directory that made `vm`, if that is certain: its settings file lies in a
+/// guest's folder, or its UUID is the one that nestlab derives from a guest's folder and the VM's name.
+fn maker(labs: &Labs, vm: &FoundVm) -> Option<LabName> {
+    if let Some(file) = &vm.file {
+        return Some(labs.guest_at(file)?.0);
+    }
+    let wanted = vm.uuid?;
+    let rest = vm.name.strip_prefix(VM_PREFIX)?;
+    // Either name may have a hyphen in it.
+    rest.match_indices('-').find_map(|(at, _)| {
+        let name: LabName = rest[..at].parse().ok()?;
+        let folder = labs.planned(&name).guest_directory(&rest[at + 1..]);
+        let folders = [Some(folder.clone()), labs.canonical(&folder)].into_iter().flatten();
+        let made = |folder: Utf8PathBuf| spec::uuid(&folder, &vm.name) == wanted;
+        folders.into_iter().any(made).then_some(name)
+    })
 }
 
 #[cfg(test)]
@@ -132,12 +172,38 @@ mod tests {
         assert_eq!(found[0].resources.len(), 1);
     }
 
+    fn vm(name: &str, folder: &Utf8Path) -> FoundVm {
+        let uuid = Some(spec::uuid(folder, name));
+        FoundVm { name: name.to_owned(), id: "42".to_owned(), uuid, file: None }
+    }
+
     #[tokio::test]
-    async fn a_vm_of_a_lab_that_is_gone_is_a_stray_and_the_users_own_are_not() {
+    async fn a_vm_is_a_stray_only_if_this_state_directory_made_it_and_its_lab_is_gone() {
         let bench = Bench::new();
         drop(bench.lab("demo", Some(Outcome::Done)).await);
-        let vms = ["nestlab-gone-l1", "nestlab-demo-l1", "Whonix", "my-nestlab-vm"];
-        let strays = strays(&bench.labs, vms.map(str::to_owned)).expect("reads");
-        assert_eq!(strays, ["nestlab-gone-l1"]);
+        let folder = |lab: &str, guest: &str| {
+            bench.labs.planned(&lab.parse().expect("a name")).guest_directory(guest)
+        };
+        let registered = |name: &str, file: Utf8PathBuf| FoundVm {
+            uuid: None,
+            file: Some(file),
+            ..vm(name, Utf8Path::new("/"))
+        };
+        let elsewhere = Utf8Path::new("/home/other/.local/state/nestlab/labs/gone/disks/l1");
+        let vms = [
+            vm("nestlab-demo-l1", &folder("demo", "l1")),
+            vm("nestlab-gone-l1", &folder("gone", "l1")),
+            vm("nestlab-gone-too-l1", &folder("gone-too", "l1")),
+            vm("nestlab-gone-l2", elsewhere),
+            registered("nestlab-left-l1", folder("left", "l1").join("x/x.vbox")),
+            registered("nestlab-demo-l2", folder("demo", "l2").join("x/x.vbox")),
+            registered("nestlab-theirs-l1", elsewhere.join("x/x.vbox")),
+            registered("Whonix", "/home/me/VirtualBox VMs/Whonix/Whonix.vbox".into()),
+        ];
+        let strays = strays(&bench.labs, vms).expect("reads");
+        let ours: Vec<_> = strays.ours.iter().map(|stray| stray.vm.name.as_str()).collect();
+        assert_eq!(ours, ["nestlab-gone-l1", "nestlab-gone-too-l1", "nestlab-left-l1"]);
+        assert_eq!(strays.ours[1].lab.as_str(), "gone-too");
+        assert_eq!(strays.others, ["nestlab-gone-l2", "nestlab-theirs-l1"]);
     }
 }

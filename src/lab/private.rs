@@ -87,7 +87,12 @@ fn check_owner_and_writers(path: &Utf8Path, metadata: &fs::Metadata, mode: u32) 
 const UNFINISHED: &str = ".new-";
 
 /// The file that is locked in a directory that other machines may have, too.
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
+
+/// Returns whether `name` is that of a file which is being written, or was when its writer was killed.
+pub(super) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(UNFINISHED)
+}
 
 /// The right to write the files of one directory, held by one thread of one process at a time.
 ///

@@ -93,7 +93,7 @@ impl Action for Obtain {
         if let Some(lock) = &self.world.lock {
             lock.admits(&image)?;
         }
-        self.world.store.hold(&image, self.world.machines.lab().name())?;
+        self.world.store.hold(&image, self.world.machines.lab().directory())?;
         for form in &self.forms {
             self.world.in_form(&image, *form, &context.feed).await?;
         }
@@ -131,7 +131,7 @@ impl Place {
     fn hold(&self, wanted: &MachineImage) -> Result<()> {
         let world = &self.spot.world;
         match world.find_image(&self.manifest, wanted.made)? {
-            Ok(image) => world.store.hold(&image, world.machines.lab().name()),
+            Ok(image) => world.store.hold(&image, world.machines.lab().directory()),
             Err(_) => Ok(()),
         }
     }
@@ -284,7 +284,7 @@ impl super::World {
         let manifest = self.images.manifest(&machine.name);
         let (Some(image), Some(manifest)) = (&machine.image, manifest) else { return Ok(None) };
         let format = manifest.download().map_or(image.made, |download| download.format);
-        let mut held = self.store.held(self.machines.lab().name())?;
+        let mut held = self.store.held(self.machines.lab().directory())?;
         held.retain(|held| held.name() == manifest.name() && held.format() == format);
         let newest = held.pop();
         newest.map(Some).ok_or_else(|| {

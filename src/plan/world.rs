@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::blueprint::{self, Blueprint};
@@ -72,7 +72,7 @@ impl World {
 
     pub(super) fn fetch_options(&self) -> FetchOptions {
         let proxy = self.recipe.proxy.as_ref().map(|proxy| proxy.as_url().clone());
-        FetchOptions { proxy, ..FetchOptions::default() }
+        FetchOptions { proxy, holder: self.holder(), ..FetchOptions::default() }
     }
 
     /// Returns how to build an image whose manifest leaves the form open, as `made`.
@@ -80,7 +80,11 @@ impl World {
         let mirror =
             self.recipe.mirror.as_ref().map(|mirror| Mirror::new(mirror.as_url().as_str()));
         let mirror = mirror.transpose().map_err(|error| Error::new(Kind::Recipe, error))?;
-        Ok(BuildOptions { mirror, format: Some(made) })
+        Ok(BuildOptions { mirror, format: Some(made), holder: self.holder() })
+    }
+
+    fn holder(&self) -> Option<Utf8PathBuf> {
+        Some(self.machines.lab().directory().to_owned())
     }
 }
 

@@ -6,20 +6,35 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::lab::Nestlab;
 use serde_json::Value;
+
+use crate::chain::changed;
+use crate::support::emulator::Emulated;
+use crate::support::lab::{Nestlab, text_of};
 
 const PAIR: &str = include_str!("../../recipes/gateway-and-workstation.toml");
 const DEBIAN: &str = include_str!("../../recipes/debian-in-kvm.toml");
 
-/// Two shipped recipes in one, as the lab `kvm`: one L1 serves both.
+const MANIFEST: &str = include_str!("../../images/debian-stable.toml");
+
+/// Two shipped recipes in one, as the lab `kvm`: one L1 serves both. QEMU is in its image already, built natively,
+/// and the same image serves L2; [`full`](crate::full) has apt bring it.
 fn recipe(folder: &Path) -> String {
-    let lab = change(DEBIAN, "name = \"debian-in-kvm\"", "name = \"kvm\"");
+    write(folder, "image", &image_with_qemu());
+    let lab = changed(DEBIAN, "name = \"debian-in-kvm\"", "name = \"kvm\"");
+    let lab = lab.replace("image = \"debian-stable\"", "image = \"./image.toml\"");
     // Two of TCG's threads were seen to corrupt what runs in L1 (docs/evidence/two-cpus-in-l1.txt).
-    let lab = change(&lab, "name = \"l1\"", "name = \"l1\"\ncpus = 1");
+    let lab = changed(&lab, "name = \"l1\"", "name = \"l1\"\ncpus = 1");
     let gateway = section(PAIR, "[[guest]]                     # L2\nname = \"gateway\"");
     let workstation = section(PAIR, "[[guest]]                     # L2, beside");
     write(folder, "kvm", &[&lab, "\n", gateway, workstation].concat())
+}
+
+/// Returns the manifest of the shipped Debian with QEMU in it.
+pub(crate) fn image_with_qemu() -> String {
+    let manifest = changed(MANIFEST, "name = \"debian-stable\"", "name = \"debian-kvm\"");
+    let packages = "packages = [\"qemu-system-x86\", \"qemu-utils\", \"ovmf\"]";
+    changed(&manifest, "components = [\"main\"]", &format!("components = [\"main\"]\n{packages}"))
 }
 
 /// Returns the section of a recipe that begins with `head`.
@@ -27,12 +42,6 @@ fn section<'t>(recipe: &'t str, head: &str) -> &'t str {
     let start = recipe.find(head).unwrap_or_else(|| panic!("{head} is not in:\n{recipe}"));
     let rest = &recipe[start..];
     rest.find("\n\n").map_or(rest, |end| &rest[..end + 2])
-}
-
-/// Returns `text` with its one `from` changed.
-fn change(text: &str, from: &str, to: &str) -> String {
-    assert_eq!(text.matches(from).count(), 1, "{from} is once in:\n{text}");
-    text.replace(from, to)
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> String {
@@ -46,41 +55,31 @@ fn kvm_in_l1_runs_a_debian_and_two_guests_that_reach_each_other() {
     let nestlab = Nestlab::new();
     let folder = tempfile::tempdir().expect("a folder");
     let recipe = recipe(folder.path());
+    let l1 = Emulated::l1_of(&nestlab, "kvm", &recipe);
 
-    nestlab.ok(&["up", &recipe, "--until", "l1"]);
-    qemu_was_installed_without_recommends(&nestlab);
-    another_lab_is_built_on_l1_over_ssh(&nestlab, folder.path());
+    l1.ok(&["up", &recipe, "--until", "l1"]);
+    another_lab_is_built_on_l1_over_ssh(&nestlab, &l1, folder.path());
 
     // One after another, and the whole system first and alone: each exit from KVM takes an emulated L1 a
     // millisecond, so guests that boot at once take far longer, and idle ones cost their timers' exits.
-    nestlab.ok(&["up", &recipe, "--until", "l2"]);
-    l2_is_a_whole_debian(&nestlab);
-    nestlab.ok(&["up", &recipe, "--until", "gateway"]);
-    nestlab.ok(&["up", &recipe]);
-    every_level_has_its_own_subnet_and_one_cpu(&nestlab);
-    kvm_runs_every_guest_of_l1(&nestlab);
-    guests_of_one_network_reach_each_other_by_name(&nestlab);
+    l1.ok(&["up", &recipe, "--until", "l2"]);
+    l2_is_a_whole_debian(&l1);
+    l1.ok(&["up", &recipe, "--until", "gateway"]);
+    l1.ok(&["up", &recipe]);
+    every_level_has_its_own_subnet_and_one_cpu(&l1);
+    kvm_runs_every_guest_of_l1(&nestlab, &l1);
+    guests_of_one_network_reach_each_other_by_name(&nestlab, &l1);
     the_doctor_looks_into_every_level(&nestlab, &recipe);
-    nestlab.ok(&["destroy", "kvm", "--yes"]);
+    l1.ok(&["destroy", "kvm", "--yes"]);
 }
 
-fn qemu_was_installed_without_recommends(nestlab: &Nestlab) {
-    let history = nestlab.way_in("kvm", &["l1"]).sh("cat /var/log/apt/history.log");
-    let mut commands = history.lines().filter_map(|line| line.strip_prefix("Commandline: "));
-    let install = commands.find(|command| command.contains("qemu-system-x86"));
-    let install = install.unwrap_or_else(|| panic!("no QEMU in:\n{history}"));
-    println!("L1: {install}");
-    assert!(install.contains("--no-install-recommends"), "{install}");
-}
-
-fn every_level_has_its_own_subnet_and_one_cpu(nestlab: &Nestlab) {
+fn every_level_has_its_own_subnet_and_one_cpu(l1: &Emulated<'_>) {
     let mut subnets = Vec::new();
     for path in [&["l1"][..], &["l1", "l2"]] {
-        let guest = nestlab.way_in("kvm", path);
-        let default = guest.sh("ip route show default");
+        let default = l1.sh(path, "ip route show default");
         let gateway = default.split_whitespace().nth(2).expect("via an address").to_owned();
         let (subnet, _) = gateway.rsplit_once('.').expect("an IPv4 address");
-        let cpus = guest.sh("nproc");
+        let cpus = l1.sh(path, "nproc");
         println!("{}: {default}; {cpus} CPU", path.join("/"));
         assert_eq!(cpus, "1", "{path:?}");
         assert!(!subnets.contains(&subnet.to_owned()), "{subnet} is there twice: {subnets:?}");
@@ -88,34 +87,33 @@ fn every_level_has_its_own_subnet_and_one_cpu(nestlab: &Nestlab) {
     }
 }
 
-fn kvm_runs_every_guest_of_l1(nestlab: &Nestlab) {
-    let l1 = nestlab.way_in("kvm", &["l1"]);
+fn kvm_runs_every_guest_of_l1(nestlab: &Nestlab, l1: &Emulated<'_>) {
     for guest in ["l2", "gateway", "workstation"] {
         let pid = format!("$(pgrep -f 'guest=nestlab-kvm-{guest}( |,|$)' | head -n 1)");
-        let qemu = l1.sh(&format!("tr '\\0' ' ' <\"/proc/{pid}/cmdline\""));
+        let qemu = l1.sh(&["l1"], &format!("tr '\\0' ' ' <\"/proc/{pid}/cmdline\""));
         assert!(qemu.contains("-accel kvm") && qemu.contains("-cpu host"), "{qemu}");
         // An open VM of KVM's is an anonymous inode of this name.
-        let vms = l1.sh(&format!("ls -l \"/proc/{pid}/fd\" | grep -c 'anon_inode:kvm-vm$'"));
+        let vms =
+            l1.sh(&["l1"], &format!("ls -l \"/proc/{pid}/fd\" | grep -c 'anon_inode:kvm-vm$'"));
         assert_eq!(vms, "1", "{guest} runs in KVM");
-        let seen = nestlab.way_in("kvm", &["l1", guest]);
-        assert_eq!(seen.sh("hostname"), guest);
+        let said = l1.sh(&["l1", guest], "hostname; uname -sm");
+        assert_eq!(said.lines().next(), Some(guest), "{said}");
         assert_eq!(nestlab.guest("kvm", guest)["state"], "running");
-        println!("{guest}: {}, in KVM on L1", seen.sh("uname -sm"));
+        println!("{}, in KVM on L1", said.replace('\n', ": "));
     }
 }
 
-fn l2_is_a_whole_debian(nestlab: &Nestlab) {
-    let l2 = nestlab.way_in("kvm", &["l1", "l2"]);
-    let system = l2.sh(". /etc/os-release; cat /proc/1/comm; echo \"$ID\"; systemd-detect-virt");
-    assert_eq!(system, "systemd\ndebian\nkvm");
-    assert_eq!(l2.sh("[ -d /sys/firmware/efi ] || echo bios"), "bios");
+fn l2_is_a_whole_debian(l1: &Emulated<'_>) {
+    let script = ". /etc/os-release; cat /proc/1/comm; echo \"$ID\"; systemd-detect-virt; \
+                  [ -d /sys/firmware/efi ] || echo bios";
+    assert_eq!(l1.sh(&["l1", "l2"], script), "systemd\ndebian\nkvm\nbios");
 }
 
-fn guests_of_one_network_reach_each_other_by_name(nestlab: &Nestlab) {
+fn guests_of_one_network_reach_each_other_by_name(nestlab: &Nestlab, l1: &Emulated<'_>) {
     for (from, to) in [("gateway", "workstation"), ("workstation", "gateway")] {
         let address = nestlab.guest("kvm", to)["networks"]["inner"].clone();
         let address = address.as_str().and_then(|it| it.strip_suffix("/24")).expect("an address");
-        let ping = nestlab.way_in("kvm", &["l1", from]).sh(&format!("ping -c 3 {to}"));
+        let ping = l1.sh(&["l1", from], &format!("ping -c 3 {to}"));
         println!("{from} → {to}: {}", ping.lines().next().unwrap_or_default());
         assert!(ping.contains(&format!("PING {to} ({address})")), "{ping}");
         assert!(ping.contains(" 0% packet loss"), "{ping}");
@@ -138,7 +136,7 @@ fn the_doctor_looks_into_every_level(nestlab: &Nestlab, recipe: &str) {
 }
 
 /// l1 is the runner: entered as a user enters it, by a key in `~/.ssh` and its host key in `known_hosts`.
-fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, folder: &Path) {
+fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, l1: &Emulated<'_>, folder: &Path) {
     let address = nestlab.guest("kvm", "l1")["address"].clone();
     let port = address.as_str().and_then(|it| it.rsplit_once(':')).expect("a port").1.to_owned();
     let home = home(nestlab, folder, &port);
@@ -162,14 +160,14 @@ fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, folder: &Path) {
     let doctor = remote(&["doctor", &recipe]);
     assert!(doctor.contains("which passes virtualization on"), "it is l1 that is looked at");
     remote(&["up", &recipe]);
-    let l1 = nestlab.way_in("kvm", &["l1"]);
     let running = "pgrep -fc guest=nestlab-elsewhere-gues[t] || true";
-    assert_eq!(l1.sh(running), "1", "the guest runs on l1");
+    assert_eq!(l1.sh(&["l1"], running), "1", "the guest runs on l1");
     let lab = ["--lab", "elsewhere"];
     let said = remote(&[&["ssh", "guest"], &lab[..], &["--", "hostname"]].concat());
     assert_eq!(said.trim(), "guest");
-    let status = remote(&["status", "elsewhere"]);
-    assert!(status.contains("up"), "{status}");
+    let status: Value =
+        serde_json::from_str(&remote(&["status", "elsewhere", "--json"])).expect("JSON");
+    assert_eq!(status["labs"][0]["guests"][0]["ready"], true, "{status}");
     let picture = folder.join("screen.png").display().to_string();
     remote(&[&["screenshot", "guest", &picture], &lab[..]].concat());
     let png = std::fs::read(&picture).expect("a picture was written");
@@ -179,8 +177,8 @@ fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, folder: &Path) {
     let log = remote(&[&["logs", "guest"], &lab[..]].concat());
     assert!(log.contains("start guest"), "{log}");
     remote(&["destroy", "elsewhere", "--yes"]);
-    assert_eq!(l1.sh(running), "0", "the guest is gone");
-    let files = l1.sh("find /var/lib/nestlab/elsewhere 2>/dev/null || true");
+    assert_eq!(l1.sh(&["l1"], running), "0", "the guest is gone");
+    let files = l1.sh(&["l1"], "find /var/lib/nestlab/elsewhere 2>/dev/null || true");
     assert_eq!(files, "", "and so are its files");
 }
 
@@ -197,8 +195,4 @@ fn home(nestlab: &Nestlab, folder: &Path, port: &str) -> PathBuf {
     std::fs::write(ssh.join("known_hosts"), format!("[127.0.0.1]:{port} {host_key}\n"))
         .expect("known_hosts can be written");
     folder.join("home")
-}
-
-fn text_of(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -4,4 +4,5 @@ mod commands;
 mod place;
 mod proofs;
 mod resume;
+mod store;
 mod ways;

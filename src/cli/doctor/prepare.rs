@@ -1,8 +1,7 @@
 //! Asking before `--prepare-host` changes anything.
 
-use std::io::{IsTerminal as _, Write as _};
-
-use crate::error::{Error, Kind, Result};
+use crate::cli::ask;
+use crate::error::Result;
 use crate::host::quote;
 use crate::preflight::prepare::Proposal;
 
@@ -10,7 +9,7 @@ use crate::preflight::prepare::Proposal;
 /// where `yes` says so.
 ///
 /// # Errors
-/// [`Kind::Usage`] if there is nobody to ask.
+/// As [`ask::yes`].
 pub(super) fn agreed(proposals: &[Proposal], is_root: bool, yes: bool) -> Result<bool> {
     if proposals.is_empty() {
         eprintln!("Nothing to prepare: what can be done safely is done.");
@@ -26,14 +25,7 @@ pub(super) fn agreed(proposals: &[Proposal], is_root: bool, yes: bool) -> Result
     if yes {
         return Ok(true);
     }
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Usage, "nobody is there to agree").hint("add `--yes`"));
-    }
-    eprint!("Do it? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    ask::yes("Do it?")
 }
 
 /// Tells what the user must do afterwards.

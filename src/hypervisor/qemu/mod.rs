@@ -45,8 +45,8 @@ pub use self::micro_guest::Sighting;
 use self::snapshot::Restored;
 use self::vm::Site;
 use super::{
-    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Origin, Power, Probe,
-    Stop, Trace,
+    Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Origin, Power,
+    Probe, Stop, Trace,
 };
 use crate::error::{Error, Result};
 use crate::event::{Feed, Level};
@@ -177,10 +177,7 @@ impl Hypervisor for Qemu {
         files.extend(definition::own_files(spec));
         let left = host.check(&scripts::remove(folder, &files)).await?.text();
         if !left.is_empty() {
-            feed.notice(
-                Level::Warning,
-                format!("left on {}, since nestlab did not make it: {}", host.name(), left.trim()),
-            );
+            feed.notice(Level::Warning, super::left(host, &left));
         }
         Ok(())
     }
@@ -208,8 +205,13 @@ impl Hypervisor for Qemu {
         screen::screenshot(self.site(host, spec), to).await
     }
 
-    async fn list(&self, host: &dyn Host) -> Result<Vec<String>> {
-        Ok(vm::names(&host.check(&scripts::arguments_of_all()).await?.stdout))
+    async fn vms(&self, host: &dyn Host) -> Result<Vec<FoundVm>> {
+        Ok(vm::found(&host.check(&scripts::arguments_of_all()).await?.stdout))
+    }
+
+    async fn forget(&self, host: &dyn Host, vm: &FoundVm) -> Result<()> {
+        let (Ok(pid), Some(uuid)) = (vm.id.parse(), vm.uuid) else { return Ok(()) };
+        power::kill(host, pid, uuid).await
     }
 
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {

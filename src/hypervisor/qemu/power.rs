@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::argv;
 use super::definition::Definition;
@@ -13,8 +14,8 @@ use super::snapshot::{self, DiskInfo};
 use super::vm::{self, LOOK_AGAIN, Site};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
-use crate::host::Command;
-use crate::hypervisor::{Firmware, GuestSpec, Power, Probe, Stop};
+use crate::host::{Command, Host};
+use crate::hypervisor::{Firmware, FoundVm, GuestSpec, Power, Probe, Stop};
 
 /// How long a guest that is to be changed may take on bare metal to shut down, before the plug is pulled.
 pub(super) const SHUTS_DOWN: Duration = Duration::from_secs(60);
@@ -241,6 +242,29 @@ async fn quit(site: Site<'_>, pid: u32) -> bool {
         Ok(mut qmp) => qmp.execute("quit", Value::Null).await.is_ok(),
         Err(_) => false,
     }
+}
+
+/// Kills the QEMU that has `uuid` and the process id `pid`, whose folder may be gone.
+pub(super) async fn kill(host: &dyn Host, pid: u32, uuid: Uuid) -> Result<()> {
+    host.check(&scripts::kill(pid, uuid)).await?;
+    let begun = Instant::now();
+    while let Some(vm) = running_as(host, pid, uuid).await? {
+        if begun.elapsed() > GONE {
+            return Err(Error::new(
+                Kind::Stuck,
+                format!("{} does not die: its process {pid} ignores even SIGKILL", vm.name),
+            )
+            .on(host.name()));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+async fn running_as(host: &dyn Host, pid: u32, uuid: Uuid) -> Result<Option<FoundVm>> {
+    let vms = vm::found(&host.check(&scripts::arguments_of_all()).await?.stdout);
+    let is_it = |vm: &FoundVm| vm.id == pid.to_string() && vm.uuid == Some(uuid);
+    Ok(vms.into_iter().find(is_it))
 }
 
 /// Waits until the VM's process `pid` is gone and returns whether it is.

@@ -68,10 +68,21 @@ pub(super) fn look(folder: Folder<'_>) -> Command {
     script(LOOK, "nestlab-look").arg(folder.0.as_str())
 }
 
-/// Returns the command that prints the arguments of every process, each argument with a NUL.
+/// Prints of every process that is a QEMU its id and its arguments, each with a NUL, and a further NUL. A process
+/// may end while it is looked at.
+const LIST: &str = r#"
+for process in /proc/[0-9]*; do
+    grep -zqxe -uuid "$process/cmdline" || continue
+    printf '%s\0' "${process#/proc/}"
+    cat "$process/cmdline"
+    printf '\0'
+done 2>/dev/null
+exit 0
+"#;
+
+/// Returns the command that prints the arguments of every QEMU.
 pub(super) fn arguments_of_all() -> Command {
-    // A process may end while it is looked at, and a kernel thread has no arguments.
-    script("cat /proc/[0-9]*/cmdline 2>/dev/null || true", "nestlab-list")
+    script(LIST, "nestlab-list")
 }
 
 /// Makes the VM's own copy `$3` of the UEFI variables `$1`, which have the format `$2`.

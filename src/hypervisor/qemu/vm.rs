@@ -8,7 +8,7 @@ use super::qmp::Qmp;
 use super::{argv, scripts};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Exit, Host, Patience, StreamAddress};
-use crate::hypervisor::{GuestSpec, Power};
+use crate::hypervisor::{FoundVm, GuestSpec, Power};
 
 /// How long QEMU may be silent on QMP on bare metal, where it answers within milliseconds.
 const QMP_SILENCE: Duration = Duration::from_secs(5);
@@ -95,19 +95,26 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Returns the names of the VMs among the processes with these arguments, each ended by a NUL: what
-/// `-name guest=` is followed by, up to the comma that ends it.
-pub(super) fn names(arguments: &[u8]) -> Vec<String> {
-    let arguments: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
-    let name = |value: &[u8]| -> Option<String> {
-        let value = std::str::from_utf8(value).ok()?.strip_prefix("guest=")?.replace(",,", "\0");
-        Some(value.split(',').next()?.replace('\0', ","))
+/// Returns the VMs among what [`scripts::arguments_of_all`] printed: those of a process with a name
+/// (`-name guest=`, up to the comma that ends it) and a UUID among its arguments.
+pub(super) fn found(printed: &[u8]) -> Vec<FoundVm> {
+    let parts: Vec<&[u8]> = printed.split(|byte| *byte == 0).collect();
+    parts.split(|part| part.is_empty()).filter_map(one_found).collect()
+}
+
+/// Returns the VM of one process: its id, then its arguments.
+fn one_found(process: &[&[u8]]) -> Option<FoundVm> {
+    let (pid, arguments) = process.split_first()?;
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+    let option = |name: &[u8]| {
+        let value = arguments.windows(2).find(|pair| pair[0] == name)?[1];
+        text(value)
     };
-    arguments
-        .windows(2)
-        .filter(|pair| pair[0] == b"-name")
-        .filter_map(|pair| name(pair[1]))
-        .collect()
+    let name = option(b"-name")?.strip_prefix("guest=")?.replace(",,", "\0");
+    let name = name.split(',').next()?.replace('\0', ",");
+    let uuid = Some(option(b"-uuid")?.parse().ok()?);
+    let id = text(pid)?;
+    id.bytes().all(|byte| byte.is_ascii_digit()).then_some(FoundVm { name, id, uuid, file: None })
 }
 
 /// Returns what [`scripts::look`] printed: the definition, whether QEMU left its mark, a process id, that
@@ -154,9 +161,15 @@ mod tests {
 
     #[test]
     fn the_vms_that_run_are_told_by_their_arguments() {
-        let arguments = b"sh\0-c\0x\0qemu-system-x86_64\0-name\0guest=nestlab-demo-l1\0-uuid\0u\0\
-            find\0-name\0*.rs\0vi\0-name\0";
-        assert_eq!(names(arguments), ["nestlab-demo-l1"]);
+        const UUID: &str = "6b1f3c52-0c1e-4a55-9d0f-a3b67e6d5c22";
+        let printed = format!(
+            "41\0sh\0-c\0x\0\x0042\0qemu-system-x86_64\0-name\0guest=nestlab-a,,b-l1,x=y\0-uuid\0{UUID}\0\0\
+             43\0find\0-name\0*.rs\0-uuid\0\x0044\0vi\0-name\0guest=x\0-uuid\0u\0\0"
+        );
+        let vms = found(printed.as_bytes());
+        let names: Vec<_> = vms.iter().map(|vm| (vm.name.as_str(), vm.id.as_str())).collect();
+        assert_eq!(names, [("nestlab-a,b-l1", "42")]);
+        assert_eq!(vms[0].uuid, Some(UUID.parse().expect("a UUID")));
     }
 
     #[test]

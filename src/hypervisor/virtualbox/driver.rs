@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::{Command, Host, Patience, StreamAddress};
 use crate::hypervisor::{
-    Acceleration, Actual, Change, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin, Power,
-    Probe, Stop, Trace,
+    Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin,
+    Power, Probe, Stop, Trace,
 };
 
 /// How long a guest may take on bare metal to shut down when its power button is pressed.
@@ -363,8 +363,17 @@ impl Hypervisor for VirtualBox {
         Ok(())
     }
 
-    async fn list(&self, host: &dyn Host) -> Result<Vec<String>> {
-        machine::names(&self.manage(host).await?).await
+    async fn vms(&self, host: &dyn Host) -> Result<Vec<FoundVm>> {
+        machine::found(&self.manage(host).await?).await
+    }
+
+    async fn forget(&self, host: &dyn Host, vm: &FoundVm) -> Result<()> {
+        let manage = self.manage(host).await?;
+        machine::unregister(&manage, &vm.id, &Feed::silent()).await?;
+        match vm.file.as_deref().and_then(Utf8Path::parent) {
+            Some(folder) => machine::forget_media(&manage, folder).await,
+            None => Ok(()),
+        }
     }
 
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf {

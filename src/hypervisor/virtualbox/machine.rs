@@ -9,8 +9,9 @@ use super::manage::{Failure, Manage};
 use super::parse::{self, Listed};
 use super::{diff, storage};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::hypervisor::{Actual, GuestSpec, Media, Origin, Power, Stop};
+use crate::event::{Feed, Level};
+use crate::host::Command;
+use crate::hypervisor::{self, Actual, FoundVm, GuestSpec, Media, Origin, Power, Stop};
 
 /// How often a VM is looked at that is to change its state.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -35,10 +36,21 @@ pub(crate) async fn listed(manage: &Manage<'_>) -> Result<Vec<Listed>> {
     Ok(parse::list_vms(&manage.run(&["list", "vms"]).await?))
 }
 
-/// Returns the names of the VMs whose settings can be read.
-pub(crate) async fn names(manage: &Manage<'_>) -> Result<Vec<String>> {
+/// Returns every VM with its settings file, also those whose file cannot be read.
+pub(crate) async fn found(manage: &Manage<'_>) -> Result<Vec<FoundVm>> {
+    let mut files = parse::settings_files(&manage.run(&["list", "--long", "vms"]).await?);
     let vms = listed(manage).await?.into_iter();
-    Ok(vms.filter(|vm| !vm.is_inaccessible()).map(|vm| vm.name).collect())
+    Ok(vms
+        .map(|vm| {
+            let file = files.remove(&vm.uuid).map(Utf8PathBuf::from);
+            let name = match (&file, vm.is_inaccessible()) {
+                // Its settings file has its name.
+                (Some(file), true) => file.file_stem().unwrap_or_default().to_owned(),
+                _ => vm.name,
+            };
+            FoundVm { name, id: vm.uuid, uuid: None, file }
+        })
+        .collect())
 }
 
 /// Returns the VM `uuid` as it is; `None` if it is not there, or its settings file cannot be read.
@@ -243,17 +255,22 @@ pub(crate) async fn stop(
 /// (`unregistervm --delete` also fails half-way for a VM with snapshots and a written-through disk.)
 pub(crate) async fn remove(manage: &Manage<'_>, spec: &GuestSpec, feed: &Feed) -> Result<()> {
     for uuid in registered_in(manage, &spec.directory).await? {
-        if let Some(actual) = show(manage, &uuid).await? {
-            stop(manage, &actual, Stop::Now, SETTLES, feed).await?;
-        }
-        feed.doing("removing the VM");
-        match manage.run(&["unregistervm", &uuid]).await {
-            Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => {}
-            Err(failure) => return Err(failure.into()),
-        }
+        unregister(manage, &uuid, feed).await?;
     }
     forget_media(manage, &spec.directory).await?;
-    remove_folder(manage, &spec.directory).await
+    remove_folder(manage, &spec.directory, feed).await
+}
+
+/// Stops the VM and has VirtualBox forget it; its files stay.
+pub(crate) async fn unregister(manage: &Manage<'_>, uuid: &str, feed: &Feed) -> Result<()> {
+    if let Some(actual) = show(manage, uuid).await? {
+        stop(manage, &actual, Stop::Now, SETTLES, feed).await?;
+    }
+    feed.doing("removing the VM");
+    match manage.run(&["unregistervm", uuid]).await {
+        Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => Ok(()),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 /// Returns the UUIDs of all VMs whose settings file lies, or lay, in `directory`.
@@ -277,16 +294,29 @@ pub(crate) async fn forget_media(manage: &Manage<'_>, directory: &Utf8Path) -> R
     Ok(())
 }
 
-/// Removes the guest's folder, which is nestlab's own.
-async fn remove_folder(manage: &Manage<'_>, directory: &Utf8Path) -> Result<()> {
+/// Removes from the folder `$1` what nestlab and VirtualBox put there, and the folder, or prints what else is
+/// in it. The disks of an appliance have names of their own.
+const REMOVE_FOLDER: &str = r#"
+[ -d "$1" ] || exit 0
+find "$1" -xdev ! -type d \( -name '*.vbox' -o -name '*.vbox-*' -o -name '*.vdi' -o -name '*.vmdk' \
+    -o -name '*.nvram' -o -name '*.sav' -o -name 'VBox*.log*' -o -name 'serial.log*' \
+    -o -name 'disk.*' -o -name 'import.ova*' -o -name 'cd.iso*' -o -name 'seed*.img*' \) -delete || exit 1
+find "$1" -xdev -depth -type d -empty -delete || exit 1
+[ ! -d "$1" ] || find "$1" ! -type d
+"#;
+
+/// Removes the guest's folder, but for what somebody else put into it.
+async fn remove_folder(manage: &Manage<'_>, directory: &Utf8Path, feed: &Feed) -> Result<()> {
     let deep = directory.is_absolute() && directory.components().count() > 2;
     if !deep {
         return Err(Error::internal(format!("{directory} is not a guest's folder")));
     }
-    let storage::Act::Program(argv) = storage::remove(directory) else {
-        return Err(Error::internal("folders are removed by a program"));
-    };
-    manage.host().check(&crate::host::Command::from_argv(argv)).await?;
+    let host = manage.host();
+    let remove = Command::new("sh").args(["-c", REMOVE_FOLDER, "nestlab-remove"]);
+    let left = host.check(&remove.arg(directory.as_str())).await?.text();
+    if !left.is_empty() {
+        feed.notice(Level::Warning, hypervisor::left(host, &left));
+    }
     Ok(())
 }
 

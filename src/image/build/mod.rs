@@ -37,7 +37,7 @@ use super::digest::Sha256;
 use super::fetch::{Partial, blocking};
 use super::format::ImageFormat;
 use super::manifest::{BuildKind, BuildTable, Manifest};
-use super::store::{Built, Store, VerifiedImage};
+use super::store::{Built, Pins, Store, VerifiedImage};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::local::Local;
@@ -52,6 +52,8 @@ pub struct BuildOptions {
     pub mirror: Option<Mirror>,
     /// The form to write, if the manifest leaves it open; `None` for qcow2.
     pub format: Option<ImageFormat>,
+    /// The directory of the lab that the image is for, see [`super::FetchOptions::holder`].
+    pub holder: Option<Utf8PathBuf>,
 }
 
 /// Returns the image that `manifest` describes, from the store, or built on this machine.
@@ -119,6 +121,7 @@ struct Job<'a> {
     mirror: Mirror,
     format: ImageFormat,
     inputs: Sha256,
+    holder: Option<Utf8PathBuf>,
 }
 
 impl<'a> Job<'a> {
@@ -133,14 +136,16 @@ impl<'a> Job<'a> {
             None => Mirror::of_this_host()?,
         };
         let inputs = inputs(manifest, table, &mirror, format)?;
-        Ok(Job { manifest, table, mirror, format, inputs })
+        let holder = options.holder.clone();
+        Ok(Job { manifest, table, mirror, format, inputs, holder })
     }
 
     /// Looks the image up. One that changed after it was built is set aside.
     async fn find(&self, store: &Store, feed: &Feed) -> Result<Option<VerifiedImage>> {
         let (store, name, feed) = (store.clone(), self.manifest.name().clone(), feed.clone());
-        let inputs = self.inputs;
-        blocking(move || store.find_intact(&name, &inputs, &feed)).await
+        let (inputs, holder) = (self.inputs, self.holder.clone());
+        let pins = Pins::default();
+        blocking(move || store.find_intact(&name, &inputs, pins, holder.as_deref(), &feed)).await
     }
 
     async fn run(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
@@ -173,7 +178,7 @@ impl<'a> Job<'a> {
         record: BuildRecord,
     ) -> Result<VerifiedImage> {
         let (store, name) = (store.clone(), self.manifest.name().clone());
-        let (format, inputs) = (self.format, self.inputs);
+        let (format, inputs, holder) = (self.format, self.inputs, self.holder.clone());
         let adopt = move || {
             let built = Built {
                 file: &file,
@@ -184,7 +189,7 @@ impl<'a> Job<'a> {
                 record: serde_json::to_value(&record)
                     .map_err(|error| Error::internal("a record has no JSON").because(error))?,
             };
-            store.adopt_built(&name, &built)
+            store.adopt_built(&name, &built, holder.as_deref())
         };
         blocking(adopt).await
     }

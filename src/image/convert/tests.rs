@@ -46,7 +46,7 @@ impl Place {
             inputs: Sha256::from_bytes([7; 32]),
             record: serde_json::Value::Null,
         };
-        self.store.adopt_built(&"demo".parse().expect("a name"), &built).expect("adopts")
+        self.store.adopt_built(&"demo".parse().expect("a name"), &built, None).expect("adopts")
     }
 
     fn same_disk(&self, path: &Utf8Path, format: DiskFormat) {

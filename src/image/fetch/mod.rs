@@ -10,7 +10,7 @@ mod sink;
 use std::time::Duration;
 
 use backon::BackoffBuilder as _;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -21,7 +21,7 @@ pub(super) use partial::Partial;
 
 use super::manifest::{Download, Location, Manifest, OpenPgp, Placeholders};
 use super::proof::{Evidence, Expectations, Proven, Times};
-use super::store::{Store, VerifiedImage};
+use super::store::{Pins, Store, VerifiedImage};
 use super::structure;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
@@ -43,6 +43,9 @@ pub struct FetchOptions {
     pub pause: Duration,
     /// Accept a signature older than the newest one that the store has seen for this name.
     pub accept_older: bool,
+    /// The directory of the lab that the image is for: it is held for that lab as soon as it is in the
+    /// store, see [`Store::hold`].
+    pub holder: Option<Utf8PathBuf>,
 }
 
 impl Default for FetchOptions {
@@ -54,6 +57,7 @@ impl Default for FetchOptions {
             attempts: 4,
             pause: Duration::from_millis(500),
             accept_older: false,
+            holder: None,
         }
     }
 }
@@ -74,7 +78,7 @@ pub async fn fetch(
     feed: &Feed,
     cancel: &CancellationToken,
 ) -> Result<VerifiedImage> {
-    if let Some(image) = find(store, manifest, feed).await? {
+    if let Some(image) = find(store, manifest, options, feed).await? {
         return Ok(image);
     }
     let download = manifest.download().ok_or_else(|| {
@@ -83,7 +87,7 @@ pub async fn fetch(
     })?;
     let partial = Partial::open(store, &manifest.identity(), feed, cancel).await?;
     // Whoever held the partial download before may have finished it.
-    if let Some(image) = find(store, manifest, feed).await? {
+    if let Some(image) = find(store, manifest, options, feed).await? {
         partial.remove()?;
         return Ok(image);
     }
@@ -93,10 +97,16 @@ pub async fn fetch(
 }
 
 /// Looks an image up on a thread that may block. One that changed after it was proven is set aside.
-async fn find(store: &Store, manifest: &Manifest, feed: &Feed) -> Result<Option<VerifiedImage>> {
+async fn find(
+    store: &Store,
+    manifest: &Manifest,
+    options: &FetchOptions,
+    feed: &Feed,
+) -> Result<Option<VerifiedImage>> {
     let (store, name, feed) = (store.clone(), manifest.name().clone(), feed.clone());
-    let identity = manifest.identity();
-    blocking(move || store.find_intact(&name, &identity, &feed)).await
+    let (identity, pins) = (manifest.identity(), Pins::of(manifest));
+    let holder = options.holder.clone();
+    blocking(move || store.find_intact(&name, &identity, pins, holder.as_deref(), &feed)).await
 }
 
 /// Runs `work` where it may block.
@@ -303,13 +313,15 @@ impl Job<'_> {
         self.feed.doing(format!("looking into {file}"));
         let form = (self.download.format, self.download.compression);
         let (store, manifest, url) = (self.store.clone(), self.manifest.clone(), url.to_string());
+        let holder = self.options.holder.clone();
         blocking(move || {
             let path = partial.file();
             if let Err(error) = structure::check(&path, form.0, form.1) {
                 let kept = store.quarantine(manifest.name(), &path, &error)?;
                 return Err(error.hint(format!("the bytes were moved to {kept}")));
             }
-            let image = store.adopt_proven(&manifest, &path, &file, &url, &proven)?;
+            let holder = holder.as_deref();
+            let image = store.adopt_proven(&manifest, &path, &file, &url, &proven, holder)?;
             partial.remove()?;
             Ok(image)
         })

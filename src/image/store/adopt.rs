@@ -7,7 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 
 use super::record::{Content, Entry, Form, Provenance, Stat};
-use super::{Store, VerifiedImage, record};
+use super::trust::private_folder;
+use super::{INCOMING, Pins, Store, USERS, VerifiedImage, bound, record, trust};
 use crate::error::{Error, Kind, Result};
 use crate::image::digest::{Sha256, Sha512, size_and_digests};
 use crate::image::format::{Compression, ImageFormat};
@@ -33,27 +34,35 @@ pub struct Built<'a> {
 }
 
 impl Store {
-    /// Takes over a file that a builder made and returns it as an image. Reads it once, so this blocks.
+    /// Takes over a file that a builder made and returns it as an image, held for the lab in the directory
+    /// `holder`, if there is one. Reads it once, so this blocks.
     ///
     /// # Errors
     /// [`Kind::Io`] if it cannot be read or moved.
-    pub fn adopt_built(&self, name: &ImageName, built: &Built<'_>) -> Result<VerifiedImage> {
+    pub fn adopt_built(
+        &self,
+        name: &ImageName,
+        built: &Built<'_>,
+        holder: Option<&Utf8Path>,
+    ) -> Result<VerifiedImage> {
         let digests = size_and_digests(built.file)?;
         let provenance = Provenance::Built { record: built.record.clone() };
         let _lock = self.lock()?;
         let form =
             Form { format: built.format, compression: Compression::None, unpacked_size: None };
         let content = self.take_in(built.file, built.file_name, digests, form)?;
-        self.note_entry(name, content, |sha256| Entry {
+        let image = self.note_entry(name, content, |sha256| Entry {
             key: built.inputs,
             sha256,
             version: built.version.to_owned(),
             adopted: Timestamp::now(),
             provenance,
-        })
+        })?;
+        self.held_for(image, holder)
     }
 
-    /// Takes over a downloaded file whose proofs held, and remembers when it was signed.
+    /// Takes over a downloaded file whose proofs held, remembers when it was signed, and holds it for the
+    /// lab in the directory `holder`.
     pub(in crate::image) fn adopt_proven(
         &self,
         manifest: &Manifest,
@@ -61,6 +70,7 @@ impl Store {
         file_name: &str,
         url: &str,
         proven: &Proven,
+        holder: Option<&Utf8Path>,
     ) -> Result<VerifiedImage> {
         let download = manifest.download().ok_or_else(|| {
             Error::internal(format!("{} is built, not downloaded", manifest.name()))
@@ -73,7 +83,7 @@ impl Store {
         };
         let _lock = self.lock()?;
         let content = self.take_in(file, file_name, digests, form)?;
-        self.note_entry(manifest.name(), content, |sha256| Entry {
+        let image = self.note_entry(manifest.name(), content, |sha256| Entry {
             key: manifest.identity(),
             sha256,
             version: manifest.version().map_or_else(String::new, ToString::to_string),
@@ -84,7 +94,16 @@ impl Store {
                 signed_at: proven.signed_at(),
                 signer: proven.signer().cloned(),
             },
-        })
+        })?;
+        self.held_for(image, holder)
+    }
+
+    /// Holds the image before the store is unlocked: nothing can prune it in between.
+    fn held_for(&self, image: VerifiedImage, holder: Option<&Utf8Path>) -> Result<VerifiedImage> {
+        if let Some(lab) = holder {
+            self.hold_if_there(&image, lab)?;
+        }
+        Ok(image)
     }
 
     /// Notes that an image also answers for `manifest`, whose pins are this image's own digests, and
@@ -117,15 +136,13 @@ impl Store {
             return Err(Error::internal(format!("`{file_name}` cannot be an image's file name")));
         }
         let folder = self.folder(&digests.1);
-        if let Some(content) = record::read::<Content>(&folder.join(Content::FILE))? {
+        if let Some(content) = self.as_it_was_proven(&folder, &digests.1) {
             // The same bytes are here already, under this name or another.
-            if content.size == digests.0 && folder.join(&content.file).is_file() {
-                fs_err::remove_file(file)?;
-                return Ok((folder, content));
-            }
+            fs_err::remove_file(file)?;
+            return Ok((folder, content));
         }
         let incoming = tempfile::Builder::new()
-            .prefix("incoming-")
+            .prefix(INCOMING)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&self.root)?;
         let inside = utf8(incoming.path())?;
@@ -133,8 +150,9 @@ impl Store {
         move_file(file, &placed)?;
         let content = Content::new(file_name, digests, form, Stat::of(&placed)?);
         record::write(&inside.join(Content::FILE), &content)?;
-        if folder.exists() {
-            // Left by an interruption, without its note: nothing in it was ever believed.
+        if folder.symlink_metadata().is_ok() {
+            // Left by an interruption, or changed since: nothing in it is believed but who needs it.
+            self.keep_users(&folder, &inside)?;
             fs_err::remove_dir_all(&folder)?;
         }
         fs_err::rename(&inside, &folder)?;
@@ -142,6 +160,24 @@ impl Store {
         let _ = incoming.keep();
         record::sync_folder(&self.root)?;
         Ok((folder, content))
+    }
+
+    /// Returns the content of `folder`, if it is the image with that digest and looks as it did.
+    fn as_it_was_proven(&self, folder: &Utf8Path, digest: &Sha256) -> Option<Content> {
+        let content = self.content(folder).ok()??;
+        bound(folder, &content, digest, Pins::default()).ok()?;
+        looks_as_noted(&folder.join(&content.file), &content).then_some(content)
+    }
+
+    /// Moves the notes of who needs the image in `old` over to `new`, if nobody else could have made them.
+    fn keep_users(&self, old: &Utf8Path, new: &Utf8Path) -> Result<()> {
+        let users = old.join(USERS);
+        if users.symlink_metadata().is_ok()
+            && [old, &users].iter().all(|f| private_folder(f).is_ok())
+        {
+            fs_err::rename(users, new.join(USERS))?;
+        }
+        Ok(())
     }
 
     fn note_entry(
@@ -159,13 +195,14 @@ impl Store {
         Ok(VerifiedImage { folder, name: name.clone(), content, entry })
     }
 
-    /// Takes the image called `name` that answers for `key` out of the store, since it has changed after
-    /// it was proven: its file goes into quarantine, what was derived from it away. Returns where it is;
-    /// `None` if another process did so meanwhile.
+    /// Takes the image called `name` that answers for `key` out of the store, since it is not what was
+    /// proven: its file goes into quarantine, what was derived from it away. Returns where it is; `None` if
+    /// another process did so meanwhile.
     pub(super) fn set_aside(
         &self,
         name: &ImageName,
         key: &Sha256,
+        pins: Pins,
         why: &Error,
     ) -> Result<Option<Utf8PathBuf>> {
         let _lock = self.lock()?;
@@ -174,15 +211,27 @@ impl Store {
             return Ok(None);
         };
         let folder = self.folder(&entry.sha256);
-        let Some(content) = record::read::<Content>(&folder.join(Content::FILE))? else {
-            return Ok(None);
+        let file = match self.content(&folder) {
+            Ok(None) => return Ok(None),
+            Ok(Some(content)) => {
+                let file = folder.join(&content.file);
+                match bound(&folder, &content, &entry.sha256, pins) {
+                    Ok(()) if looks_as_noted(&file, &content) => return Ok(None),
+                    Ok(()) => file,
+                    // What its note says is not to be followed to any file.
+                    Err(_) => folder.join(Content::FILE),
+                }
+            }
+            Err(_) => folder.join(Content::FILE),
         };
-        let file = folder.join(content.file);
-        if Stat::of(&file).is_ok_and(|stat| stat == content.stat) {
-            return Ok(None);
-        }
         let kept = self.quarantine(name, &file, why)?;
+        let users = tempfile::Builder::new().prefix(INCOMING).tempdir_in(&self.root)?;
+        self.keep_users(&folder, &utf8(users.path())?)?;
         fs_err::remove_dir_all(&folder)?;
+        if users.path().join(USERS).exists() {
+            // Whoever gets the image anew finds who needs it.
+            fs_err::rename(users.keep(), &folder)?;
+        }
         Ok(Some(kept))
     }
 
@@ -204,6 +253,11 @@ impl Store {
         let _ = kept.keep();
         Ok(folder)
     }
+}
+
+fn looks_as_noted(file: &Utf8Path, content: &Content) -> bool {
+    let owned = file.symlink_metadata().is_ok_and(|meta| trust::owned(file, &meta).is_ok());
+    owned && Stat::of(file).is_ok_and(|stat| stat == content.stat)
 }
 
 /// Moves a file whole; what is moved is readable for its owner only, and on the disk.

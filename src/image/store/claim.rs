@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 
-use super::private_folder;
+use super::trust::private_folder;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 

@@ -15,13 +15,13 @@ mod adopt;
 mod claim;
 mod prune;
 mod record;
+mod trust;
 
-use std::fs::{DirBuilder, Permissions};
 use std::io::ErrorKind::NotFound;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use sha2::Digest as _;
 
 pub use adopt::Built;
 pub(super) use claim::Claim;
@@ -29,13 +29,20 @@ pub use prune::{Prune, Pruned};
 pub use record::Provenance;
 pub(super) use record::Stat;
 use record::{Content, Entry, Known};
+use trust::private_folder;
 
 use super::digest::{Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, is_plain_file_name};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
-use crate::recipe::{ImageName, LabName};
+use crate::recipe::ImageName;
+
+/// The folder of an image with a note for each lab that needs it.
+const USERS: &str = "users";
+
+/// What the name of a folder begins with that is not yet, or no more, an image's.
+const INCOMING: &str = "incoming-";
 
 /// The image store in one folder.
 #[derive(Debug, Clone)]
@@ -124,10 +131,10 @@ impl Store {
     /// Returns the store in `root`, which is made if it is not there.
     ///
     /// # Errors
-    /// [`Kind::Io`] if it cannot be made, or if others may write to it: what they can write to, they
-    /// could swap after it was proven.
+    /// [`Kind::Untrusted`] if it, or a folder above it, belongs to another user than this one or root, or
+    /// if others may write to it: they could swap what was proven. [`Kind::Io`] if it cannot be made.
     pub fn open(root: &Utf8Path) -> Result<Self> {
-        let root = camino::absolute_utf8(root)?;
+        let root = trust::reach(&camino::absolute_utf8(root)?)?;
         private_folder(&root)?;
         let store = Store { root };
         for folder in [store.names(), store.partial(), store.quarantined()] {
@@ -147,15 +154,24 @@ impl Store {
     /// # Errors
     /// [`Kind::Untrusted`] if the file is not what was proven, [`Kind::Io`] if the store is damaged.
     pub fn find(&self, manifest: &Manifest) -> Result<Option<VerifiedImage>> {
-        self.find_built(manifest.name(), &manifest.identity())
+        self.find_pinned(manifest.name(), &manifest.identity(), Pins::of(manifest))
     }
 
     /// Returns the image called `name` that was built from the inputs with the digest `inputs`; as
     /// [`Store::find`].
     pub fn find_built(&self, name: &ImageName, inputs: &Sha256) -> Result<Option<VerifiedImage>> {
+        self.find_pinned(name, inputs, Pins::default())
+    }
+
+    fn find_pinned(
+        &self,
+        name: &ImageName,
+        key: &Sha256,
+        pins: Pins,
+    ) -> Result<Option<VerifiedImage>> {
         let known = self.known(name)?;
-        match known.entries.into_iter().rev().find(|entry| entry.key == *inputs) {
-            Some(entry) => self.image(name, entry, Self::trusted),
+        match known.entries.into_iter().rev().find(|entry| entry.key == *key) {
+            Some(entry) => self.image(name, entry, pins, Self::trusted),
             None => Ok(None),
         }
     }
@@ -165,38 +181,51 @@ impl Store {
     pub fn find_digest(&self, name: &ImageName, sha256: &Sha256) -> Result<Option<VerifiedImage>> {
         let known = self.known(name)?;
         match known.entries.into_iter().rev().find(|entry| entry.sha256 == *sha256) {
-            Some(entry) => self.image(name, entry, Self::trusted),
+            Some(entry) => self.image(name, entry, Pins::default(), Self::trusted),
             None => Ok(None),
         }
     }
 
-    /// Returns the image as [`Store::find_built`] does, but for one that changed after it was proven: that
-    /// is told, its file is moved to quarantine, and it is not here any more.
+    /// Returns the image as [`Store::find`] does, by its `key` and what its manifest pins, held for the lab
+    /// in the directory `holder`. One that is not what was proven is told of and moved to quarantine, and is
+    /// not here any more.
     pub(super) fn find_intact(
         &self,
         name: &ImageName,
-        inputs: &Sha256,
+        key: &Sha256,
+        pins: Pins,
+        holder: Option<&Utf8Path>,
         feed: &Feed,
     ) -> Result<Option<VerifiedImage>> {
-        match self.find_built(name, inputs) {
+        let found = match self.find_pinned(name, key, pins) {
             Err(error) if error.kind() == Kind::Untrusted => {
-                let Some(kept) = self.set_aside(name, inputs, &error)? else {
-                    return self.find_built(name, inputs);
-                };
-                let text = format!("{error}; it was moved to {kept}, and is got anew");
-                feed.notice(Level::Warning, text);
-                Ok(None)
+                match self.set_aside(name, key, pins, &error)? {
+                    None => self.find_pinned(name, key, pins)?,
+                    Some(kept) => {
+                        let text = format!("{error}; it was moved to {kept}, and is got anew");
+                        feed.notice(Level::Warning, text);
+                        None
+                    }
+                }
             }
-            found => found,
-        }
+            found => found?,
+        };
+        let (Some(image), Some(lab)) = (&found, holder) else { return Ok(found) };
+        let _lock = self.lock()?;
+        // It may have been pruned since it was found; then it is not here.
+        Ok(if self.hold_if_there(image, lab)? { found } else { None })
     }
 
-    /// Returns every image, by name, each name's oldest first; files are not read.
+    /// Returns every image, by name, each name's oldest first; files are not read. What cannot be what was
+    /// proven is left out: [`Store::find`] says why.
     pub fn list(&self) -> Result<Vec<VerifiedImage>> {
         let mut images = Vec::new();
         for name in self.all_names()? {
             for entry in self.known(&name)?.entries {
-                images.extend(self.image(&name, entry, |_, _, _| Ok(()))?);
+                match self.image(&name, entry, Pins::default(), |_, _, _| Ok(())) {
+                    Err(error) if error.kind() == Kind::Untrusted => {}
+                    image => images.extend(image?),
+                }
             }
         }
         Ok(images)
@@ -207,29 +236,52 @@ impl Store {
         Ok(self.known(name)?.newest_signature)
     }
 
-    /// Notes that `lab` needs the image, so that it is not pruned.
-    pub fn hold(&self, image: &VerifiedImage, lab: &LabName) -> Result<()> {
-        let users = image.folder.join("users");
-        private_folder(&users)?;
-        fs_err::write(users.join(lab.as_str()), b"")?;
-        Ok(())
+    /// Notes that the lab in the directory `lab` needs the image, so that it is not pruned.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] if it was removed meanwhile, [`Kind::Io`].
+    pub fn hold(&self, image: &VerifiedImage, lab: &Utf8Path) -> Result<()> {
+        let _lock = self.lock()?;
+        if self.hold_if_there(image, lab)? {
+            return Ok(());
+        }
+        Err(Error::failed(format!("{} was removed from the image store just now", image.name))
+            .hint("run the same command again: it is fetched or built anew"))
     }
 
-    /// Returns the images that `lab` needs, by name, each name's oldest first; files are not read.
-    pub fn held(&self, lab: &LabName) -> Result<Vec<VerifiedImage>> {
+    /// Notes the same if the image is still there, and returns whether it is. The store is locked.
+    fn hold_if_there(&self, image: &VerifiedImage, lab: &Utf8Path) -> Result<bool> {
+        if !image.path().exists() {
+            return Ok(false);
+        }
+        let users = image.folder.join(USERS);
+        private_folder(&users)?;
+        let lab = really(lab)?;
+        // The name is what counts; what is in it is for people.
+        fs_err::write(users.join(user(&lab)?), format!("{lab}\n"))?;
+        Ok(true)
+    }
+
+    /// Returns the images that the lab in the directory `lab` needs, by name, each name's oldest first;
+    /// files are not read.
+    pub fn held(&self, lab: &Utf8Path) -> Result<Vec<VerifiedImage>> {
+        let users = users(lab)?;
         let mut images = self.list()?;
-        images.retain(|image| image.folder.join("users").join(lab.as_str()).exists());
+        images
+            .retain(|image| users.iter().any(|user| image.folder.join(USERS).join(user).exists()));
         Ok(images)
     }
 
-    /// Notes that `lab` needs no image any more.
-    pub fn release(&self, lab: &LabName) -> Result<()> {
+    /// Notes that the lab in the directory `lab` needs no image any more.
+    pub fn release(&self, lab: &Utf8Path) -> Result<()> {
+        let users = users(lab)?;
+        let _lock = self.lock()?;
         for (_, folder) in self.content_folders()? {
-            match fs_err::remove_file(folder.join("users").join(lab.as_str())) {
-                Err(error) if error.kind() != NotFound => {
-                    return Err(error.into());
+            for user in &users {
+                match fs_err::remove_file(folder.join(USERS).join(user)) {
+                    Err(error) if error.kind() != NotFound => return Err(error.into()),
+                    _ => {}
                 }
-                _ => {}
             }
         }
         Ok(())
@@ -239,12 +291,12 @@ impl Store {
         &self,
         name: &ImageName,
         entry: Entry,
+        pins: Pins,
         trusted: impl FnOnce(&Self, &Utf8Path, &mut Content) -> Result<()>,
     ) -> Result<Option<VerifiedImage>> {
         let folder = self.folder(&entry.sha256);
-        let Some(mut content) = record::read::<Content>(&folder.join(Content::FILE))? else {
-            return Ok(None);
-        };
+        let Some(mut content) = self.content(&folder)? else { return Ok(None) };
+        bound(&folder, &content, &entry.sha256, pins)?;
         // Somebody removed the file and left its note.
         if folder.join(&content.file).symlink_metadata().is_err_and(|e| e.kind() == NotFound) {
             return Ok(None);
@@ -253,9 +305,24 @@ impl Store {
         Ok(Some(VerifiedImage { folder, name: name.clone(), content, entry }))
     }
 
+    /// Reads what is noted of the image in `folder`.
+    ///
+    /// # Errors
+    /// [`Kind::Untrusted`] if another user owns it, or could have written to it.
+    fn content(&self, folder: &Utf8Path) -> Result<Option<Content>> {
+        let note = folder.join(Content::FILE);
+        if note.symlink_metadata().is_err_and(|error| error.kind() == NotFound) {
+            return Ok(None);
+        }
+        private_folder(folder)?;
+        trust::owned(&note, &fs_err::symlink_metadata(&note)?)?;
+        record::read(&note)
+    }
+
     /// Believes a file that looks as it did, reads it again if not.
     fn trusted(&self, folder: &Utf8Path, content: &mut Content) -> Result<()> {
         let path = folder.join(&content.file);
+        trust::owned(&path, &fs_err::symlink_metadata(&path)?)?;
         let stat = Stat::of(&path)?;
         if stat != content.stat {
             reread(&path, content)?;
@@ -271,7 +338,11 @@ impl Store {
 
     /// Waits until no other process changes the store's folders; moves and notes are short.
     fn lock(&self) -> Result<std::fs::File> {
-        let file = std::fs::File::create(self.root.join("lock"))?;
+        let path = self.root.join("lock");
+        let mut options = std::fs::OpenOptions::new();
+        let file = record::no_link(options.write(true).create(true).truncate(false))
+            .open(&path)
+            .map_err(|error| Error::from(error).context(path))?;
         file.lock()?;
         Ok(file)
     }
@@ -320,23 +391,77 @@ impl Store {
     }
 }
 
-/// Makes `folder` with mode 0700, or checks that nobody else can write to it.
-fn private_folder(folder: &Utf8Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| Error::new(Kind::Io, format!("{folder} cannot be made")).because(error))?;
-    let meta = fs_err::metadata(folder)?;
-    if meta.mode() & 0o022 != 0 {
-        return Err(Error::new(Kind::Io, format!("others can write to {folder}"))
-            .hint(format!("chmod go-w {folder}")));
+/// Returns where `lab` really lies: a lab is the same one whichever link leads to it.
+fn really(lab: &Utf8Path) -> Result<Utf8PathBuf> {
+    match lab.canonicalize_utf8() {
+        Ok(lab) => Ok(lab),
+        Err(error) if error.kind() == NotFound => Ok(camino::absolute_utf8(lab)?),
+        Err(error) => Err(Error::from(error).context(lab)),
     }
-    if meta.mode() & 0o077 != 0 && rustix::process::geteuid().as_raw() == meta.uid() {
-        fs_err::set_permissions(folder, Permissions::from_mode(0o700))?;
+}
+
+/// Returns what the lab in the directory `lab` is called among an image's users: its name, and a digest of
+/// the whole path, since labs of two state directories may have one name.
+fn user(lab: &Utf8Path) -> Result<String> {
+    let digest = sha2::Sha256::digest(lab.as_str());
+    Ok(format!("{}@{}", name_of(lab)?, hex::encode(&digest[..8])))
+}
+
+/// Returns all that it may be called: earlier versions took the name alone.
+fn users(lab: &Utf8Path) -> Result<[String; 2]> {
+    let lab = really(lab)?;
+    Ok([user(&lab)?, name_of(&lab)?.to_owned()])
+}
+
+fn name_of(lab: &Utf8Path) -> Result<&str> {
+    lab.file_name().ok_or_else(|| Error::internal(format!("{lab} is no lab's directory")))
+}
+
+/// What a manifest says of an image's bytes beforehand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pins {
+    size: Option<u64>,
+    sha256: Option<Sha256>,
+    sha512: Option<Sha512>,
+}
+
+impl Pins {
+    /// Returns what `manifest` pins; nothing, if the image is built.
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        manifest.download().map_or_else(Pins::default, |download| Pins {
+            size: download.size,
+            sha256: download.sha256,
+            sha512: download.sha512,
+        })
+    }
+}
+
+/// Checks that the image in `folder` is the one that everything about it speaks of: the folder's name, the
+/// name that it is found by, its own note, and what its manifest pins.
+fn bound(folder: &Utf8Path, content: &Content, entry: &Sha256, pins: Pins) -> Result<()> {
+    let refused = |why: String| Error::new(Kind::Untrusted, format!("{folder}: {why}")).hint(ANEW);
+    if content.sha256 != *entry {
+        let found = content.sha256;
+        return Err(refused(format!("its note is of another image, SHA-256 {found}")));
+    }
+    if !is_plain_file_name(&content.file) || content.file == Content::FILE {
+        let file = content.file.escape_debug();
+        return Err(refused(format!(
+            "its note names the file `{file}`, which is not an image in it"
+        )));
+    }
+    let differs = pins.size.is_some_and(|size| size != content.size)
+        || pins.sha256.is_some_and(|sha256| sha256 != content.sha256)
+        || pins.sha512.is_some_and(|sha512| sha512 != content.sha512);
+    if differs {
+        return Err(refused("it is not the image that the manifest pins".to_owned()));
     }
     Ok(())
 }
+
+/// What becomes of an image that is not what was proven.
+const ANEW: &str =
+    "the next `nestlab up`, `image fetch` or `image build` sets it aside and gets it anew";
 
 fn reread(path: &Utf8Path, content: &Content) -> Result<()> {
     let sha256 = Sha256::of_file(path)?;
@@ -347,7 +472,7 @@ fn reread(path: &Utf8Path, content: &Content) -> Result<()> {
         Kind::Untrusted,
         format!("{path} has changed since it was proven: SHA-256 {} → {sha256}", content.sha256),
     )
-    .hint("the next `nestlab up`, `image fetch` or `image build` sets it aside and gets it anew"))
+    .hint(ANEW))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::record::Content;
-use super::{Claim, Store, record};
+use super::{Claim, INCOMING, Store, USERS, record};
 use crate::error::Result;
 use crate::image::digest::Sha256;
 
@@ -90,7 +90,7 @@ impl Store {
         }
         for folder in self.root.read_dir_utf8()? {
             let folder = folder?;
-            if folder.file_name().starts_with("incoming-") {
+            if folder.file_name().starts_with(INCOMING) {
                 found.push((folder.into_path(), "an interrupted move"));
             }
         }
@@ -117,10 +117,10 @@ fn unneeded(
     how: Prune,
     newest: &BTreeSet<Sha256>,
 ) -> Option<&'static str> {
-    if !folder.join(Content::FILE).is_file() {
+    let held = folder.join(USERS).read_dir_utf8().is_ok_and(|mut users| users.next().is_some());
+    if !held && !folder.join(Content::FILE).is_file() {
         return Some("an interrupted move");
     }
-    let held = folder.join("users").read_dir_utf8().is_ok_and(|mut users| users.next().is_some());
     match how {
         _ if held => None,
         Prune::Unused => Some("no lab needs it"),

@@ -1,6 +1,8 @@
 //! The store's own notes, as JSON: what lies in an image's folder, and what is known by a name.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::OpenOptions;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
 use camino::Utf8Path;
 use jiff::Timestamp;
@@ -173,10 +175,11 @@ impl Note for Known {
 /// [`Kind::Io`] if it is damaged or newer: the memory in it is not to be overwritten silently.
 #[expect(private_bounds, reason = "the trait names the two notes of this module")]
 pub(super) fn read<T: DeserializeOwned + Note>(path: &Utf8Path) -> Result<Option<T>> {
-    let bytes = match fs_err::read(path) {
-        Ok(bytes) => bytes,
+    let mut bytes = Vec::new();
+    match no_link(OpenOptions::new().read(true)).open(path) {
+        Ok(mut file) => file.read_to_end(&mut bytes)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(Error::from(error).context(path)),
     };
     let note: T = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(Kind::Io, format!("{path} is damaged"))
@@ -187,6 +190,11 @@ pub(super) fn read<T: DeserializeOwned + Note>(path: &Utf8Path) -> Result<Option
         return Err(Error::new(Kind::Io, format!("{path} was written by a newer nestlab")));
     }
     Ok(Some(note))
+}
+
+/// Has files opened by these options only where they lie, not where a link leads.
+pub(super) fn no_link(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
 }
 
 /// Writes a note whole or not at all, for its owner only.

@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
 use sha2::Digest as _;
 
 use super::OFFER;
-use crate::support::lab::Nestlab;
+use crate::support::emulator::Emulated;
 use crate::support::publisher::{Publisher, Release};
 
 /// Where nestlab and its files lie in L1.
@@ -27,40 +28,44 @@ nested = true
 "#;
 
 /// nestlab in L1 of the lab `chain`, run from outside through `nestlab exec`.
-pub struct Inside<'a> {
-    nestlab: &'a Nestlab,
+pub(super) struct Inside<'a> {
+    l1: &'a Emulated<'a>,
     /// Where the files that go into L1 are written.
     folder: &'a Path,
 }
 
 impl<'a> Inside<'a> {
-    /// Returns the nestlab in L1 of `nestlab`'s lab; its files are made in `folder`.
-    pub fn of(nestlab: &'a Nestlab, folder: &'a Path) -> Self {
-        Inside { nestlab, folder }
+    /// Returns the nestlab in `l1`; its files are made in `folder`.
+    pub(super) fn of(l1: &'a Emulated<'a>, folder: &'a Path) -> Self {
+        Inside { l1, folder }
     }
 
     /// Asserts that it builds a guest with svm in it, with L1 as its L0, and takes it away again. The guest's
     /// image is `release`.
-    pub fn builds_a_guest_that_has_virtualization(&self, publisher: &Publisher, release: &Release) {
+    pub(super) fn builds_a_guest_that_has_virtualization(
+        &self,
+        publisher: &Publisher,
+        release: &Release,
+    ) {
         self.move_in(publisher, release);
         self.run(&["up", &format!("{THERE}/inside.toml"), "--no-progress"]);
 
-        let l1 = self.nestlab.way_in("chain", &["l1"]);
         let flags = self.in_the_guest("grep -m 1 ^flags /proc/cpuinfo");
         assert!(flags.split_whitespace().any(|flag| flag == "svm"), "{flags}");
         let cpus: u32 = self.in_the_guest("nproc").parse().expect("a number");
-        let around: u32 = l1.sh("nproc").parse().expect("a number");
+        let around: u32 = self.sh("nproc").parse().expect("a number");
         println!("nestlab in L1 built a guest with svm and {cpus} of L1's {around} CPUs");
         assert_eq!(cpus, (around - 1).max(1), "one CPU fewer than L1 has, and one at least");
-        let settings = l1.sh("VBoxManage showvminfo nestlab-inside-nested --machinereadable");
+        let settings = self.sh("VBoxManage showvminfo nestlab-inside-nested --machinereadable");
         for setting in ["nested-hw-virt", "nestedpaging", "ioapic", "acpi"] {
             let on = format!("{setting}=\"on\"");
             assert!(settings.contains(&on), "{on} is missing in {settings}");
         }
-        assert!(self.run(&["status"]).contains("up"), "status says so");
+        let status: Value = serde_json::from_str(&self.run(&["status", "--json"])).expect("JSON");
+        assert_eq!(status["labs"][0]["guests"][0]["ready"], true, "{status}");
 
         self.run(&["destroy", "inside", "--yes"]);
-        let left = l1.sh("VBoxManage list vms");
+        let left = self.sh("VBoxManage list vms");
         assert!(!left.contains("inside"), "its own VM is gone: {left}");
         assert!(left.contains("\"nestlab-chain-l2\""), "another's is still there: {left}");
     }
@@ -68,8 +73,7 @@ impl<'a> Inside<'a> {
     /// Puts nestlab, a recipe and a manifest into L1. The image comes from the publisher around L1, and only
     /// its digest makes it trusted.
     fn move_in(&self, publisher: &Publisher, release: &Release) {
-        let l1 = self.nestlab.way_in("chain", &["l1"]);
-        let route = l1.sh(&format!("mkdir -p {THERE} && ip -4 route show default"));
+        let route = self.sh(&format!("mkdir -p {THERE} && ip -4 route show default"));
         let around = route.split_whitespace().nth(2).expect("default via ADDRESS");
         let port = publisher.server.address().port();
         let manifest = format!(
@@ -87,8 +91,12 @@ impl<'a> Inside<'a> {
         assert!(strip.expect("binutils are there").success(), "strip");
         for file in ["nestlab", "nested.toml", "inside.toml"] {
             let from = self.folder.join(file).display().to_string();
-            self.nestlab.ok(&["cp", &from, &format!("l1:{THERE}/{file}")]);
+            self.l1.ok(&["cp", &from, &format!("l1:{THERE}/{file}")]);
         }
+    }
+
+    fn sh(&self, script: &str) -> String {
+        self.l1.sh(&["l1"], script)
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -99,7 +107,7 @@ impl<'a> Inside<'a> {
         let program = format!("{THERE}/nestlab");
         let (state, cache) = (format!("{THERE}/state"), format!("{THERE}/cache"));
         let there = ["exec", "l1", "--", &program, "--state-dir", &state, "--cache-dir", &cache];
-        self.nestlab.ok(&[&there, args].concat())
+        self.l1.ok(&[&there, args].concat())
     }
 
     /// Returns what `script` says in the guest that nestlab built in L1.

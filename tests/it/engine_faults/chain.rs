@@ -108,7 +108,7 @@ impl Chain {
         let cancel = CancellationToken::new();
         engine::remove_all(&journal, &remover, &Feed::silent(), &cancel).await.into_result()?;
         drop(journal);
-        lab.remove(lock)
+        lab.remove(lock).map(drop)
     }
 
     fn plan(&self, lock: &LabLock) -> Result<Plan> {

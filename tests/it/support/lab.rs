@@ -24,18 +24,8 @@ impl Nestlab {
         Nestlab { state, cache: shared.join("cache") }
     }
 
-    /// Uses a store of its own instead of the shared one.
-    pub fn with_own_store(mut self) -> Self {
-        self.cache = self.state.path().join("own-cache");
-        self
-    }
-
     pub fn state(&self) -> &Path {
         self.state.path()
-    }
-
-    pub fn cache(&self) -> &Path {
-        &self.cache
     }
 
     /// The folder of the lab called `name`.
@@ -114,8 +104,8 @@ pub struct WayIn {
 }
 
 impl WayIn {
-    /// Runs `script` in the innermost guest and returns what it says.
-    pub fn sh(&self, script: &str) -> String {
+    /// Runs `script` in the innermost guest.
+    pub fn run(&self, script: &str) -> Output {
         let (alias, address) = self.addresses.last().expect("a way leads somewhere");
         let mut command = Command::new("ssh");
         command.args(self.options(alias, address));
@@ -123,11 +113,7 @@ impl WayIn {
             command.arg("-o").arg(format!("ProxyCommand={proxy}"));
         }
         let host = address.rsplit_once(':').expect("an address has a port").0;
-        let output = command.arg(format!("root@{host}")).arg(script).output().expect("ssh runs");
-        let (out, err) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{alias}: {script}: {out}{err}");
-        out.trim().to_owned()
+        command.arg(format!("root@{host}")).arg(script).output().expect("ssh runs")
     }
 
     fn options(&self, alias: &str, address: &str) -> Vec<String> {
@@ -180,4 +166,9 @@ pub fn processes_naming(text: &str) -> Vec<String> {
     }
     found.retain(|process| !process.starts_with(&format!("{}:", std::process::id())));
     found
+}
+
+/// Returns output as text.
+pub fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -75,17 +75,6 @@ impl Publisher {
         self.publish("ova", "ova", "Intel_AMD64.ova", flavor, version, bytes.into())
     }
 
-    /// Publishes a `.libvirt.xz` as Kicksecure does.
-    pub fn publish_libvirt(
-        &self,
-        flavor: &str,
-        version: &str,
-        bytes: impl Into<Arc<[u8]>>,
-    ) -> Release {
-        let end = "Intel_AMD64.qcow2.libvirt.xz";
-        self.publish("libvirt-tar-xz", "libvirt", end, flavor, version, bytes.into())
-    }
-
     /// Publishes raw bytes in the place of an OVA: what arrives and is proven need not be a disk.
     pub fn publish_raw(&self, version: &str, bytes: impl Into<Arc<[u8]>>) -> Release {
         self.publish("raw", "ova", "Intel_AMD64.ova", "LXQt", version, bytes.into())

@@ -10,7 +10,6 @@ use sequoia_openpgp::crypto::KeyPair;
 use sequoia_openpgp::packet::signature::SignatureBuilder;
 use sequoia_openpgp::packet::signature::subpacket::NotationDataFlags;
 use sequoia_openpgp::packet::{Key, key};
-use sequoia_openpgp::policy::StandardPolicy;
 use sequoia_openpgp::serialize::SerializeInto as _;
 use sequoia_openpgp::types::{HashAlgorithm, KeyFlags, ReasonForRevocation, SignatureType};
 use sequoia_openpgp::{Cert, Packet};
@@ -196,20 +195,6 @@ impl PgpKey {
     /// A detached signature file over `data`, armored.
     pub fn sign(&self, data: &[u8], how: &Signing) -> Vec<u8> {
         armored(&[self.packet(data, how)])
-    }
-
-    /// Whether Sequoia's policy finds the key usable for signing at all today.
-    pub fn is_good(&self) -> bool {
-        let policy = StandardPolicy::new();
-        self.cert
-            .keys()
-            .with_policy(&policy, None)
-            .supported()
-            .alive()
-            .revoked(false)
-            .for_signing()
-            .next()
-            .is_some()
     }
 }
 
