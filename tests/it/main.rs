@@ -15,6 +15,7 @@ mod image_fetch;
 mod lab;
 mod old_state;
 mod owning;
+mod plan_bench;
 mod qemu_driver;
 mod ssh_host;
 mod support;

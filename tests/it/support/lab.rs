@@ -1,6 +1,7 @@
 //! A nestlab with a state directory of its own, run as a user runs it; and a look at its labs from
 //! outside, through OpenSSH's client, which knows nothing of nestlab.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 pub struct Nestlab {
     state: TempDir,
     cache: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Nestlab {
@@ -21,11 +23,27 @@ impl Nestlab {
             .prefix("state-")
             .tempdir_in(shared)
             .expect("the target directory can be written");
-        Nestlab { state, cache: shared.join("cache") }
+        Nestlab { state, cache: shared.join("cache"), environment: Vec::new() }
+    }
+
+    /// Uses a store of its own instead of the shared one.
+    pub fn with_own_store(mut self) -> Self {
+        self.cache = self.state.path().join("own-cache");
+        self
+    }
+
+    /// Sets an environment variable for every command.
+    pub fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
     }
 
     pub fn state(&self) -> &Path {
         self.state.path()
+    }
+
+    pub fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// The folder of the lab called `name`.
@@ -42,6 +60,7 @@ impl Nestlab {
             .arg("--cache-dir")
             .arg(&self.cache)
             .args(args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }

@@ -1,6 +1,7 @@
 //! What several tests need: real programs on this machine, started and ended with the test, and a nestlab
 //! with folders of its own.
 
+pub(crate) mod bench;
 pub(crate) mod boot_sector;
 pub(crate) mod debian;
 pub(crate) mod dropbear;
