@@ -76,6 +76,14 @@ fn what_a_newer_version_wrote_is_shown_and_by_no_command_changed() {
         let shown = golden.ok(&["status"]);
         assert!(shown.contains("off") && shown.contains("newer nestlab wrote line 18"), "{shown}");
         assert!(golden.file("disks/g1/disk.qcow2").exists());
+        // Where no newer one ever was, the way out that is told is one.
+        let refused = golden.run(&["destroy", "--yes"]).said;
+        let (_, hint) = refused.split_once("(sed ").expect("a way out is told");
+        let (mark, _) = hint.split_once(')').expect("the command ends");
+        let sed = std::process::Command::new("sh").args(["-c", &format!("sed {mark}")]).status();
+        assert!(sed.expect("sh runs").success());
+        golden.ok(&["destroy", "--yes"]);
+        assert!(!golden.lab().exists());
     }
 }
 
