@@ -11,7 +11,7 @@ use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::{self, Blueprint, Images, World, blueprint, l0, recovery};
-use crate::preflight::Needs;
+use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
 
@@ -37,9 +37,11 @@ pub(crate) struct Args {
     /// Build just what `<recipe>.lock` pins, or say what of it cannot be had
     #[arg(long)]
     locked: bool,
-    /// Go on where a system is known not to let guests run guests, such as Qubes OS
-    #[arg(long)]
-    force: bool,
+    /// Go on where this check fails; without a name, where a system is known not to let guests run guests,
+    /// such as Qubes OS
+    #[arg(long, value_name = "CHECK", num_args = 0..=1, require_equals = true,
+        default_missing_value = FORCEABLE[0], value_parser = FORCEABLE)]
+    force: Vec<String>,
     /// First apply the remedies that are safe (packages, modules, groups), after showing them and asking
     #[arg(long)]
     prepare_host: bool,
@@ -83,8 +85,9 @@ async fn build(
     told.warn_of_records(lab);
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
-    if Blueprint::of(lab)?.is_none() {
-        can_l0(&recipe, lab, args, told).await?;
+    match Blueprint::of(lab)? {
+        None => can_l0(&recipe, lab, args, told).await?,
+        Some(begun) => can_l0_still(&recipe, lab, &begun, args, told).await?,
     }
     let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
     if let Some(lock) = &locked {
@@ -123,11 +126,27 @@ async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
     let directory = doctor::nearest_folder(&*l0, &blueprint::l0_directory(recipe, lab)).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
-    let needs = Needs { force: args.force, ..needs };
+    let needs = Needs { forced: args.force.iter().cloned().collect(), ..needs };
     if args.prepare_host {
         doctor::prepare(&*l0, &drivers, &needs, args.yes).await?;
     }
-    doctor::judge(&*l0, &drivers, &needs, &told.feed).await
+    doctor::judge(&*l0, &drivers, &needs, lab, &told.feed).await
+}
+
+/// Looks whether L0 has got a kernel or a VirtualBox since `lab` was begun with which its guests take it down.
+async fn can_l0_still(
+    recipe: &Recipe,
+    lab: &Lab,
+    begun: &Blueprint,
+    args: &Args,
+    told: &Told,
+) -> Result<()> {
+    let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
+    let mut needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), "/");
+    needs.forced.extend(args.force.iter().cloned());
+    // What was left to nestlab is settled.
+    needs.hypervisor.get_or_insert(begun.outermost());
+    doctor::judge_again(&*l0, &drivers, &needs, lab, &told.feed).await
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::Site;
-use crate::event::{Event, Feed, Progress};
+use crate::event::{Event, Feed, Level, Progress};
 use crate::host::{Host, Patience};
 
 /// What a site needs besides its host.
@@ -29,6 +29,22 @@ impl Bench {
     /// Returns the site for work on `host`, as patient as with bare metal.
     pub(crate) fn site<'a>(&'a self, host: &'a dyn Host) -> Site<'a> {
         Site { host, patience: Patience::NATIVE, feed: &self.feed, cancel: &self.cancel }
+    }
+
+    /// Returns its feed.
+    pub(crate) fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// Returns the warnings that were given, in order.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter()
+            .filter_map(|event| match event {
+                Event::Notice { level: Level::Warning, text } => Some(text.clone()),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Returns what was said to be done or waited for, in order.

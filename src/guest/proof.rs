@@ -1,4 +1,4 @@
-//! Proof, from inside, that a guest can run guests of its own: virtualization, nested paging, the driver.
+//! Proof, from inside, that a guest can run guests of its own: virtualization and the driver.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -18,6 +18,8 @@ pub(super) struct Watch<'a> {
     vigil: Vigil,
     what: String,
     sign: String,
+    /// The life of the console when it told of trouble: what says no more since then has stopped there.
+    troubled: Option<String>,
     /// How long the last look took.
     cost: Duration,
 }
@@ -32,7 +34,7 @@ impl<'a> Watch<'a> {
     ) -> Self {
         let (what, sign) = (what.to_owned(), String::new());
         let (vigil, cost) = (Vigil::new(silence), Duration::ZERO);
-        Watch { site, outside, vigil, what, sign, cost }
+        Watch { site, outside, vigil, what, sign, troubled: None, cost }
     }
 
     /// Returns the answer to `question`. A machine that boots can leave it open for long: meanwhile it is
@@ -67,8 +69,8 @@ impl<'a> Watch<'a> {
     /// lives.
     ///
     /// # Errors
-    /// [`Kind::NotReady`] if its VM does not run any more or it shows no sign of life,
-    /// [`Kind::Interrupted`] if the work is to end.
+    /// [`Kind::NotReady`] if its VM does not run any more, it has stopped in a panic or at a prompt, or it shows no
+    /// sign of life, [`Kind::Interrupted`] if the work is to end.
     pub(super) async fn turn(&mut self, what: impl Into<String>, sign: String) -> Result<()> {
         (self.what, self.sign) = (what.into(), sign);
         self.look().await
@@ -84,14 +86,14 @@ impl<'a> Watch<'a> {
     async fn look_once(&mut self) -> Result<()> {
         self.site.proceed()?;
         self.site.feed.doing(&self.what);
-        let life = match &self.outside {
-            Some(outside) => outside.life().await?,
-            None => String::new(),
-        };
-        let stalled = self.vigil.stalled(format!("{} {life}", self.sign));
-        if let Some(outside) = &self.outside {
+        let mut life = String::new();
+        if let Some(outside) = self.outside {
+            let console = outside.console().await?;
             outside.still_runs().await?;
+            life = console.life;
+            self.goes_on(outside, &life, console.trouble).await?;
         }
+        let stalled = self.vigil.stalled(format!("{} {life}", self.sign));
         let Some(still) = stalled else { return Ok(()) };
         let message = format!("no sign of life for {} s while {}", still.as_secs(), self.what);
         let error = Error::new(Kind::NotReady, message)
@@ -100,6 +102,24 @@ impl<'a> Watch<'a> {
             Some(outside) => error.on(&outside.spec.vm).tail(&outside.console_tail().await),
             None => error.on(self.site.host.name()),
         })
+    }
+}
+
+impl Watch<'_> {
+    /// Returns an error if the console told of `trouble` at the last look, and has not grown since.
+    async fn goes_on(
+        &mut self,
+        outside: Outside<'_>,
+        life: &str,
+        trouble: Option<String>,
+    ) -> Result<()> {
+        let before = self.troubled.take();
+        let Some(trouble) = trouble else { return Ok(()) };
+        if before.as_deref() == Some(life) {
+            return Err(outside.stuck(&trouble).await);
+        }
+        self.troubled = Some(life.to_owned());
+        Ok(())
     }
 }
 

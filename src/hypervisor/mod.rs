@@ -238,7 +238,14 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Writes a PNG of the guest's screen to `to` on the VM's host.
     async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()>;
 
-    /// Returns the file into which the guest's first serial port is written.
+    /// Returns what stands on the screen of a running guest whose screen is VGA's text mode (720×400 pixels in
+    /// [`Hypervisor::screenshot`]); in any other mode it is nonsense. `None` where the hypervisor cannot tell.
+    async fn screen_text(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
+        let _ = (host, spec);
+        Ok(None)
+    }
+
+    /// Returns the file into which the guest's first serial port is written, from its last start on.
     fn serial_log(&self, spec: &GuestSpec) -> Utf8PathBuf;
 
     /// Returns where, on the VM's host, the running guest's first serial port can be talked to; `None`

@@ -80,6 +80,9 @@ pub struct GuestSpec {
     pub networks: Vec<String>,
     /// Whether it is started with a window.
     pub gui: bool,
+    /// Whether it reaches services on its host's loopback interface, through the gateway of its NAT network.
+    #[serde(default)]
+    pub reach_host: bool,
 }
 
 impl GuestSpec {

@@ -463,6 +463,7 @@ impl Draft<'_> {
                 .collect(),
             networks: self.guest.networks.iter().map(|network| self.name_of(network)).collect(),
             gui: self.guest.gui,
+            reach_host: self.guest.reach_host,
         }
     }
 

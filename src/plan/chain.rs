@@ -238,7 +238,8 @@ impl Chain {
                 true => format!("prove that {name} can run guests"),
                 false => format!("prove that {name} can run guests with {kind} too"),
             };
-            let action = Prove { spot: spot.clone(), kind, beside_another: !first };
+            let is_last = machine.hypervisors().last() == Some(kind);
+            let action = Prove { spot: spot.clone(), kind, is_last };
             last = self.add(id("proof"), Some(machine), title, vec![last], action);
         }
         if let Some(key) = machine.host_key.clone() {

@@ -4,16 +4,14 @@ use async_trait::async_trait;
 
 use super::action::Action;
 use super::l0;
-use super::step::{Check, Context, StepId};
+use super::step::{Check, Context};
 use super::world::{Spot, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
-use crate::event::Level;
 use crate::guest::apt::{self, Package, Task};
 use crate::guest::{hypervisor, kernel, proof, reboot};
 use crate::host::{Command, Patience};
 use crate::hypervisor::virtualbox::VirtualBox;
-use crate::lab::status::StepState;
-use crate::preflight::{self, Finding, Needs, Stage, Verdict};
+use crate::preflight::{self, Needs, Stage};
 use crate::recipe::{HostKey, HypervisorKind, Platform};
 
 /// What the step of [`Preflight`] is called.
@@ -146,17 +144,12 @@ pub(super) struct Preflight {
 impl Action for Preflight {
     async fn check(&self, context: &Context) -> Result<Check> {
         let look = async {
-            let (guest, machines) = (&self.spot.guest, &self.spot.world.machines);
-            let findings = self.spot.findings(Stage::Reached).await?;
+            let Some(needs) = self.spot.needs(Stage::Reached)? else { return Ok(Check::Satisfied) };
+            let machines = &self.spot.world.machines;
+            let host = machines.host(&self.spot.guest).await?;
+            let findings = preflight::run(&*host, &needs, machines).await?;
+            preflight::tell(machines.lab(), &findings, &context.feed)?;
             preflight::require(&findings)?;
-            let id = StepId::new(guest, PREFLIGHT).to_string();
-            let told = machines.lab().status()?.steps.get(&id).map(|step| step.state.clone());
-            let warnings = findings.iter().filter(|finding| finding.verdict == Verdict::Warn);
-            for finding in warnings.filter(|_| told != Some(StepState::Good)) {
-                let level = finding.level;
-                let text = format!("{guest} (level {level}): {}: {}", finding.id, finding.found);
-                context.feed.notice(Level::Warning, text);
-            }
             Ok(Check::Satisfied)
         };
         unless_unreachable(look.await)
@@ -168,13 +161,23 @@ impl Action for Preflight {
 }
 
 impl Spot {
-    /// Returns what the checks find in the guest, which runs guests.
-    async fn findings(&self, stage: Stage) -> Result<Vec<Finding>> {
-        let (recipe, machines) = (&self.world.recipe, &self.world.machines);
-        let Some(needs) = Needs::of_guest(recipe, recipe.find(&self.guest)?, stage) else {
-            return Ok(Vec::new());
-        };
-        preflight::run(&*machines.host(&self.guest).await?, &needs, machines).await
+    /// Returns what the guest is needed for as a host; `None` if it runs no guests.
+    fn needs(&self, stage: Stage) -> Result<Option<Needs>> {
+        let recipe = &self.world.recipe;
+        Ok(Needs::of_guest(recipe, recipe.find(&self.guest)?, stage))
+    }
+
+    /// Looks whether the guest, as a host, is one that its own guests take down or break out of.
+    ///
+    /// # Errors
+    /// [`Kind::HostCannot`] with the remedy.
+    async fn is_no_danger(&self, context: &Context) -> Result<()> {
+        let Some(needs) = self.needs(Stage::Settled)? else { return Ok(()) };
+        let machines = &self.world.machines;
+        let host = machines.host(&self.guest).await?;
+        let findings = preflight::run_again(&*host, &needs, machines).await?;
+        preflight::tell(machines.lab(), &findings, &context.feed)?;
+        preflight::require(&findings)
     }
 }
 
@@ -183,8 +186,8 @@ impl Spot {
 pub(super) struct Prove {
     pub(super) spot: Spot,
     pub(super) kind: HypervisorKind,
-    /// Whether another hypervisor was installed before: the two must get on with each other.
-    pub(super) beside_another: bool,
+    /// Whether no other hypervisor is installed after it: all of them must get on with each other.
+    pub(super) is_last: bool,
 }
 
 #[async_trait]
@@ -195,10 +198,8 @@ impl Action for Prove {
             proof::prove(inside.site(), self.kind).await?;
             let machines = &self.spot.world.machines;
             machines.probe_on(&self.spot.guest, self.kind).await?;
-            if self.beside_another {
-                let mut findings = self.spot.findings(Stage::Settled).await?;
-                findings.retain(|finding| finding.id == "kvm-and-virtualbox");
-                preflight::require(&findings)?;
+            if self.is_last {
+                self.spot.is_no_danger(context).await?;
             }
             Ok(Check::Satisfied)
         };

@@ -129,14 +129,20 @@ impl Look {
             }
             answers.insert(question, answer);
         }
-        let mut probes = BTreeMap::new();
-        for kind in needs.candidates() {
-            match prober.probe(host, kind).await {
-                Err(error) if error.kind() == Kind::Unreachable => return Err(error),
-                probe => probes.insert(kind, probe),
-            };
-        }
+        let probes = probes(host, &needs.candidates(), prober).await?;
         Ok(Look { survey, local: host.is_local(), clock_offset, answers, probes })
+    }
+
+    /// Asks `host` only for its files, for what it runs under, and for VirtualBox, if that may run guests on it.
+    pub(super) async fn again(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<Look> {
+        let survey = Survey::take(host).await?;
+        let mut candidates = needs.candidates();
+        candidates.retain(|kind| *kind == HypervisorKind::VirtualBox);
+        let probes = probes(host, &candidates, prober).await?;
+        let around = Question::VirtualMachine;
+        let answer = ask(host, &around.command(needs)).await?.map(|answer| (around, answer));
+        let (local, answers) = (host.is_local(), answer.into_iter().collect());
+        Ok(Look { survey, local, clock_offset: None, answers, probes })
     }
 
     /// Returns a look at these files and answers, for tests.
@@ -168,6 +174,21 @@ impl Look {
     pub(super) fn probe(&self, kind: HypervisorKind) -> Option<&Result<Probe>> {
         self.probes.get(&kind)
     }
+}
+
+async fn probes(
+    host: &dyn Host,
+    kinds: &[HypervisorKind],
+    prober: &dyn Prober,
+) -> Result<BTreeMap<HypervisorKind, Result<Probe>>> {
+    let mut probes = BTreeMap::new();
+    for kind in kinds {
+        match prober.probe(host, *kind).await {
+            Err(error) if error.kind() == Kind::Unreachable => return Err(error),
+            probe => probes.insert(*kind, probe),
+        };
+    }
+    Ok(probes)
 }
 
 /// Returns the program's answer, `None` if it is not there.

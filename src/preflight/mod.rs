@@ -14,12 +14,14 @@ pub mod prepare;
 mod record;
 mod survey;
 pub mod systems;
+mod warnings;
 
 use serde::Serialize;
 
 pub use look::Prober;
-pub use needs::{Demand, Destination, Needs, Stage};
+pub use needs::{Demand, Destination, FORCEABLE, Needs, Stage};
 pub use record::record;
+pub use warnings::tell;
 
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;
@@ -109,11 +111,31 @@ pub async fn run(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<
     let look = Look::take(host, needs, prober).await?;
     let mut findings = checks::judge(&look, needs);
     findings.extend(checks::network::reach(host, needs).await);
-    for finding in &mut findings {
+    place(&mut findings, host, needs);
+    Ok(findings)
+}
+
+/// Looks at `host`, which was judged before, for what can have come since and ends the whole host or lets a
+/// guest out of it. Cheap: files and VirtualBox's version, no program else.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_again(
+    host: &dyn Host,
+    needs: &Needs,
+    prober: &dyn Prober,
+) -> Result<Vec<Finding>> {
+    let look = Look::again(host, needs, prober).await?;
+    let mut findings = checks::judge_again(&look, needs);
+    place(&mut findings, host, needs);
+    Ok(findings)
+}
+
+fn place(findings: &mut [Finding], host: &dyn Host, needs: &Needs) {
+    for finding in findings {
         finding.level = needs.level;
         finding.host = host.name().to_owned();
     }
-    Ok(findings)
 }
 
 /// Returns the worst verdict of `findings`.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
 
+use super::Verdict;
 use crate::recipe::budget::ImageDefaults;
 use crate::recipe::{Guest, GuestName, HypervisorKind, Recipe};
 
@@ -20,17 +21,23 @@ pub struct Needs {
     pub further: Vec<HypervisorKind>,
     /// Whether one of its guests gets nested hardware virtualization.
     pub nests: bool,
+    /// What runs those guests; `None` if that is not known.
+    pub nests_in: Option<BTreeSet<HypervisorKind>>,
     /// Whether it is needed for a recipe at all; without one, nothing fails that only a recipe needs.
     pub recipe: Option<Demand>,
     /// Every hypervisor of the whole chain.
     pub mixed: BTreeSet<HypervisorKind>,
     /// The folder on it where guests' files are kept.
     pub directory: Utf8PathBuf,
-    /// Go on where a system is known not to support nesting.
-    pub force: bool,
+    /// The checks that are only to warn where they would fail; see [`FORCEABLE`].
+    pub forced: BTreeSet<String>,
     /// Mirrors and image hosts to reach from it; empty if nobody asked.
     pub reach: Vec<Destination>,
 }
+
+/// The checks that a user can go on against: that a system is known not to let guests run guests, and, only where it
+/// is named, that a guest may take the whole host down.
+pub const FORCEABLE: [&str; 2] = ["system", "kvm-and-virtualbox"];
 
 /// How far a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +75,11 @@ impl Needs {
             hypervisor: None,
             further: Vec::new(),
             nests: false,
+            nests_in: None,
             recipe: None,
             mixed: BTreeSet::new(),
             directory: directory.into(),
-            force: false,
+            forced: BTreeSet::new(),
             reach: Vec::new(),
         }
     }
@@ -86,6 +94,7 @@ impl Needs {
             hypervisor: recipe.host.hypervisor.kind(),
             further: recipe.host.further.clone(),
             nests: recipe.children(None).any(Guest::nests),
+            nests_in: nests_in(recipe, None, recipe.host.hypervisor.kind()),
             recipe: Some(Demand { recipe: recipe.clone(), images }),
             mixed: kinds(recipe),
             ..Needs::nothing(directory)
@@ -100,6 +109,7 @@ impl Needs {
             hypervisor: Some(guest.hypervisor?),
             further: guest.further.clone(),
             nests: recipe.children(Some(&guest.name.value)).any(Guest::nests),
+            nests_in: nests_in(recipe, Some(&guest.name.value), guest.hypervisor),
             mixed: kinds(recipe),
             ..Needs::nothing("/")
         })
@@ -121,10 +131,30 @@ impl Needs {
         self.hypervisor == Some(kind) || self.further.contains(&kind)
     }
 
+    /// Returns [`Verdict::Fail`] for the check `id`, unless the user goes on against it.
+    pub(super) fn fail(&self, id: &str) -> Verdict {
+        if self.forced.contains(id) { Verdict::Warn } else { Verdict::Fail }
+    }
+
+    /// Returns whether `kind` is to run a guest that gets nested hardware virtualization.
+    pub(super) fn nests_in(&self, kind: HypervisorKind) -> bool {
+        self.nests && self.nests_in.as_ref().is_none_or(|kinds| kinds.contains(&kind))
+    }
+
     /// Returns whether others are to run guests on the host, and `kind` is not.
     pub(super) fn excludes(&self, kind: HypervisorKind) -> bool {
         self.hypervisor.is_some() && !self.requires(kind)
     }
+}
+
+/// Returns what runs the guests on `parent` that nest, where each that does not say runs in `first`.
+fn nests_in(
+    recipe: &Recipe,
+    parent: Option<&GuestName>,
+    first: Option<HypervisorKind>,
+) -> Option<BTreeSet<HypervisorKind>> {
+    let nesting = recipe.children(parent).filter(|guest| guest.nests());
+    nesting.map(|guest| guest.runs_in.as_ref().map(|kind| kind.value).or(first)).collect()
 }
 
 fn kinds(recipe: &Recipe) -> BTreeSet<HypervisorKind> {

@@ -164,7 +164,9 @@ fn switch_nesting_on(look: &Look) -> Option<Proposal> {
     let setting = look.survey.parameter(module, "nested")?;
     // A module that is built in cannot be loaded anew, and one with guests must not be.
     let users = look.survey.module_users(module)?;
-    if matches!(setting.as_str(), "Y" | "1") || users > 0 {
+    // Whoever switched it off on purpose has a reason that nestlab does not know.
+    let on_purpose = look.survey.switches_off(module, "nested").is_some();
+    if matches!(setting.as_str(), "Y" | "1") || users > 0 || on_purpose {
         return None;
     }
     let options = format!("options {module} nested=1");
@@ -310,6 +312,14 @@ mod tests {
         };
         assert_eq!(proposed(0), ["switch nesting on in kvm_intel"]);
         assert!(proposed(1).is_empty());
+    }
+
+    #[test]
+    fn nesting_that_somebody_switched_off_on_purpose_stays_off() {
+        let nested = ("/sys/module/kvm_intel/parameters/nested", "N\n");
+        let on_purpose = ("/etc/modprobe.d/kvm.conf", "options kvm_intel nested=0\n");
+        let look = Look::of(intel(0, &[nested, on_purpose, ("/dev/kvm", "")]), &[]);
+        assert!(switch_nesting_on(&look).is_none());
     }
 
     #[test]

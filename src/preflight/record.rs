@@ -47,6 +47,9 @@ pub(super) enum Answered {
 pub(super) struct Probed {
     /// The version.
     pub(super) version: semver::Version,
+    /// The version as the program printed it, if it prints more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) version_text: Option<String>,
     /// How guests execute.
     pub(super) acceleration: Acceleration,
     /// Why guests cannot nest, if they cannot.
@@ -65,6 +68,8 @@ impl From<&Probe> for Probed {
         };
         Probed {
             version: probe.version.clone(),
+            version_text: Some(probe.version_text.clone())
+                .filter(|text| *text != probe.version.to_string()),
             acceleration: probe.acceleration,
             cannot_nest,
             notes: probe.notes.clone(),
@@ -73,8 +78,8 @@ impl From<&Probe> for Probed {
 }
 
 /// Records what `host` tells into the folder `to`, which is made and must not exist, and returns the files.
-/// They hold the processor's, firmware's and kernel's own words, the user's name and groups, and the
-/// networks' addresses; no file of a user.
+/// They hold the processor's, firmware's and kernel's own words (its command line among them), the options of
+/// kernel modules, the user's name and groups, and the networks' addresses; no file of a user.
 ///
 /// # Errors
 /// [`Kind::Io`](crate::Kind) if `to` exists or cannot be written.

@@ -73,14 +73,18 @@ const PRESENCE: &[&str] = &[
 
 /// What is read.
 const CONTENTS: &[&str] = &[
+    "etc/modprobe.d/*.conf",
     "etc/os-release",
+    "proc/cmdline",
     "proc/cpuinfo",
     "proc/meminfo",
     "proc/modules",
     "proc/net/route",
     "proc/net/tcp",
     "proc/sys/kernel/osrelease",
+    "proc/version",
     "proc/xen/capabilities",
+    "run/modprobe.d/*.conf",
     "run/reboot-required.pkgs",
     "run/systemd/container",
     "sys/class/dmi/id/bios_vendor",
@@ -99,6 +103,8 @@ const CONTENTS: &[&str] = &[
     "sys/module/kvm_intel/parameters/ept",
     "sys/module/kvm_intel/parameters/nested",
     "sys/module/kvm_intel/parameters/unrestricted_guest",
+    "usr/lib/modprobe.d/*.conf",
+    "usr/local/lib/modprobe.d/*.conf",
 ];
 
 /// The files of a host that checks look at.
@@ -206,6 +212,40 @@ impl Survey {
         self.text(&format!("/sys/module/{module}/parameters/{name}"))
     }
 
+    /// Returns the file that switches the parameter `name` of the kernel module `module` off: one that
+    /// modprobe(8) reads, or the kernel's command line.
+    pub(super) fn switches_off(&self, module: &str, name: &str) -> Option<&str> {
+        const FOLDERS: [&str; 4] = [
+            "/etc/modprobe.d/",
+            "/run/modprobe.d/",
+            "/usr/local/lib/modprobe.d/",
+            "/usr/lib/modprobe.d/",
+        ];
+        const COMMAND_LINE: &str = "/proc/cmdline";
+        let is_off = |setting: &str| {
+            let value = setting.split_once('=').filter(|(key, _)| *key == name).map(|it| it.1);
+            value.is_some_and(|value| matches!(value, "0" | "n" | "N"))
+        };
+        let same = |word: &str| word.replace('-', "_") == module;
+        let by_modprobe = |path: &&str| {
+            let text = self.text(path).unwrap_or_default().replace("\\\n", " ");
+            text.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some("options")
+                    && words.next().is_some_and(same)
+                    && words.any(is_off)
+            })
+        };
+        let by_kernel = |text: String| {
+            let mut words = text.split_whitespace().filter_map(|word| word.split_once('.'));
+            words.any(|(word, setting)| same(word) && is_off(setting))
+        };
+        let mut files = FOLDERS.iter().flat_map(|folder| self.paths(folder, ".conf"));
+        files
+            .find(by_modprobe)
+            .or_else(|| self.text(COMMAND_LINE).is_some_and(by_kernel).then_some(COMMAND_LINE))
+    }
+
     /// Returns the field `name` of the machine's DMI table, such as `sys_vendor`; empty if unknown.
     pub(super) fn dmi(&self, name: &str) -> String {
         self.text(&format!("/sys/class/dmi/id/{name}")).unwrap_or_default()
@@ -290,6 +330,25 @@ mod tests {
         assert_eq!(survey.os("PRETTY_NAME").as_deref(), Some("Debian GNU/Linux"));
         assert_eq!(survey.parameter("kvm_amd", "npt").as_deref(), Some("Y"));
         assert!(survey.has("/sys/module/kvm_amd"));
+    }
+
+    #[test]
+    fn the_file_that_switches_a_parameter_off_is_found_however_it_spells_that() {
+        for (path, text) in [
+            ("/etc/modprobe.d/kvm.conf", "# why\noptions kvm-intel nested=0\n"),
+            ("/run/modprobe.d/x.conf", "options  kvm_intel ept=1 \\\n  nested=N\n"),
+            ("/proc/cmdline", "root=/dev/sda1 kvm-intel.nested=0 quiet\n"),
+        ] {
+            let survey = Survey::of(&[(path, text)]);
+            assert_eq!(survey.switches_off("kvm_intel", "nested"), Some(path), "{text}");
+            assert_eq!(survey.switches_off("kvm_amd", "nested"), None, "{text}");
+            assert_eq!(survey.switches_off("kvm_intel", "unrestricted_guest"), None, "{text}");
+        }
+        let on = [(
+            "/etc/modprobe.d/kvm.conf",
+            "#options kvm_intel nested=0\noptions kvm_intel nested=1\n",
+        )];
+        assert_eq!(Survey::of(&on).switches_off("kvm_intel", "nested"), None);
     }
 
     #[test]

@@ -155,6 +155,8 @@ pub(crate) struct GuestTable {
     /// The line on its serial console that shows it is up, a regular expression; for `ready =
     /// "serial"`.
     pub(crate) serial_pattern: Option<At<Pattern>>,
+    /// Let it reach services on its host's loopback interface, through its gateway; left out: it does not.
+    pub(crate) reach_host: Option<At<bool>>,
     /// Networks that it shares with other guests of the same host.
     pub(crate) networks: Option<At<Vec<At<NetworkName>>>>,
     /// How to get into an existing VM, or into an image whose user is not root.

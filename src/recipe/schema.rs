@@ -79,7 +79,7 @@ mod tests {
         let all = every_key();
         let expected = "description guest guest.cpus guest.disk guest.firmware guest.gui \
             guest.host-key guest.hypervisor guest.image guest.memory guest.name guest.nested \
-            guest.networks guest.overcommit guest.packages guest.parent guest.ready guest.runs-in \
+            guest.networks guest.overcommit guest.packages guest.parent guest.reach-host guest.ready guest.runs-in \
             guest.serial-pattern \
             guest.snapshot-before guest.ssh guest.ssh.key guest.ssh.port guest.ssh.user guest.vm \
             host host.host-key host.hypervisor host.ssh limits limits.patience mirror name proxy \

@@ -180,6 +180,12 @@ fn every_mistake_is_told_with_its_line_and_what_to_write_instead() {
             "",
         ),
         (
+            "[[guest]]\nname = \"l1\"\nvm = \"Mine\"\nreach-host = true",
+            "7:14",
+            "exists already",
+            "leave `reach-host` out",
+        ),
+        (
             "[[guest]]\nname = \"l1\"\nimage = \"i\"\nhost-key = \"Right Ctrl\"",
             "7:12",
             "does not run VirtualBox",

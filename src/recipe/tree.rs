@@ -102,6 +102,8 @@ pub struct Guest {
     pub ready: Option<At<ReadyKind>>,
     /// The line on its serial console that shows it is up.
     pub serial_pattern: Option<Pattern>,
+    /// Whether it reaches services on its host's loopback interface.
+    pub reach_host: bool,
     /// Networks that it shares with other guests of its host.
     pub networks: Vec<NetworkName>,
     /// How to get into it, where that is not as its image says.

@@ -45,6 +45,7 @@ image = "./l1.toml"
 cpus = 1                      # with two, TCG's threads were seen to corrupt L2 (docs/evidence)
 memory = "5GiB"
 hypervisor = "virtualbox"
+reach-host = true             # the nestlab in it downloads from this test
 
 [[guest]]
 name = "l2"

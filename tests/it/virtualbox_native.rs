@@ -7,12 +7,16 @@ mod status;
 use crate::support::virtualbox_native::Bench;
 use nestlab::Kind;
 use nestlab::event::Feed;
+use nestlab::guest::Site;
+use nestlab::guest::readiness::{self, Evidence, Outside};
+use nestlab::host::Patience;
 use nestlab::host::StreamAddress;
 use nestlab::hypervisor::virtualbox::{Former, SNAPSHOT_BEFORE, VirtualBox};
 use nestlab::hypervisor::{
     Actual, Change, Firmware, GuestSpec, Hypervisor, Media, Origin, Power, Stop,
 };
-use nestlab::recipe::{Amount, Cpus, Mebibytes};
+use nestlab::recipe::{Amount, Cpus, Mebibytes, Ready};
+use tokio_util::sync::CancellationToken;
 
 fn names(changes: &[Change]) -> Vec<&str> {
     changes.iter().map(|change| change.setting.as_str()).collect()
@@ -395,4 +399,53 @@ async fn a_disk_that_virtualbox_cannot_read_is_refused_with_its_reason() {
     assert!(error.report().contains("l2.qcow2"), "{error:?}");
     bench.destroy().await;
     bench.assert_nothing_left().await;
+}
+
+/// Returns what the guest additions of the guest of `bench` prove of it now.
+async fn additions(bench: &Bench) -> Option<Evidence> {
+    let (feed, cancel) = (Feed::silent(), CancellationToken::new());
+    let site =
+        Site { host: bench.host(), patience: Patience::NATIVE, feed: &feed, cancel: &cancel };
+    let outside = Outside { host: bench.host(), hypervisor: &bench.driver, spec: &bench.spec };
+    readiness::look(site, outside, &Ready::GuestAdditions).await.unwrap()
+}
+
+/// Starts the VM of `bench`: everything is done, and then there is no driver to run it.
+async fn starts_in_vain(bench: &Bench) {
+    let (probe, feed) = (bench.probe().await, Feed::silent());
+    let start = bench.driver.start(bench.host(), &bench.spec, &probe, &feed);
+    start.await.expect_err("there is no driver");
+}
+
+#[tokio::test]
+async fn what_guest_additions_told_before_a_start_is_no_evidence() {
+    let bench = Bench::appliance().await;
+    let uuid = bench.up().await.id;
+    assert_eq!(additions(&bench).await, None);
+    let set = async |name: &str, value: &str| {
+        let name = format!("/VirtualBox/GuestInfo/OS/{name}");
+        bench.host.vbox(&["guestproperty", "set", &uuid, &name, value]).await;
+    };
+    // Other properties are no evidence.
+    set("ServicePack", "1").await;
+    assert_eq!(additions(&bench).await, None);
+    set("Product", "Linux").await;
+    set("Release", "6.12").await;
+    let told = Evidence::GuestAdditions { product: "Linux".into(), release: "6.12".into() };
+    assert_eq!(additions(&bench).await, Some(told));
+    starts_in_vain(&bench).await;
+    assert_eq!(additions(&bench).await, None);
+}
+
+#[tokio::test]
+async fn a_guest_is_kept_from_its_hosts_loopback_at_every_start() {
+    let mut bench = Bench::appliance().await;
+    let uuid = bench.up().await.id;
+    for (reach_host, shown) in [(false, "0"), (true, "1"), (false, "0")] {
+        bench.spec.reach_host = reach_host;
+        starts_in_vain(&bench).await;
+        let settings = bench.host.vbox(&["showvminfo", &uuid, "--machinereadable"]).await;
+        let wanted = format!("localhostReachable=\"{shown}\"");
+        assert!(settings.contains(&wanted), "{wanted} is not in {settings}");
+    }
 }

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::Feed;
 use crate::guest::Site;
 use crate::host::{Command, Host, Local, Patience};
 use crate::hypervisor::Drivers;
@@ -21,7 +21,9 @@ use crate::image::build::mirror::Mirror;
 use crate::lab::{Lab, Labs};
 use crate::plan::images::Images;
 use crate::plan::{blueprint, l0};
-use crate::preflight::{self, Destination, Finding, Needs, Verdict, prepare as remedies};
+use crate::preflight::{
+    self, Destination, FORCEABLE, Finding, Needs, Verdict, prepare as remedies,
+};
 use crate::recipe::{LabName, Recipe};
 
 /// Look whether this machine can do it, and what to do where it cannot
@@ -48,9 +50,11 @@ pub(crate) struct Args {
     /// Also try to reach the image hosts of the recipe
     #[arg(long, requires = "recipe")]
     network: bool,
-    /// Only warn where a system is known not to let guests run guests, such as Qubes OS
-    #[arg(long)]
-    force: bool,
+    /// Only warn where this check fails; without a name, where a system is known not to let guests run guests,
+    /// such as Qubes OS
+    #[arg(long, value_name = "CHECK", num_args = 0..=1, require_equals = true,
+        default_missing_value = FORCEABLE[0], value_parser = FORCEABLE)]
+    force: Vec<String>,
     /// Apply the remedies that are safe, after showing them and asking
     #[arg(long)]
     prepare_host: bool,
@@ -108,17 +112,19 @@ async fn needs(
 ) -> Result<Needs> {
     let Some((recipe, lab)) = asked else {
         let directory = nearest_folder(host, &globals.state_dir).await?;
-        return Ok(Needs { force: args.force, ..Needs::nothing(directory) });
+        return Ok(Needs {
+            forced: args.force.iter().cloned().collect(),
+            ..Needs::nothing(directory)
+        });
     };
     let directory = nearest_folder(host, &blueprint::l0_directory(recipe, lab)).await?;
     let images = Images::of(recipe)?;
     let reach = if args.network { destinations(recipe, &images)? } else { Vec::new() };
     let needs = Needs::of_l0(recipe, images.defaults(), directory);
-    Ok(Needs { force: args.force, reach, ..needs })
+    Ok(Needs { forced: args.force.iter().cloned().collect(), reach, ..needs })
 }
 
-/// Looks whether `host` can do what `needs` say, before anything is begun; tells what the user should
-/// know even if it can.
+/// Looks whether `host` can do what `needs` say, before `lab` is begun; tells each warning with its remedy.
 ///
 /// # Errors
 /// [`Kind::HostCannot`] with every check that failed and its remedy.
@@ -126,14 +132,27 @@ pub(super) async fn judge(
     host: &dyn Host,
     drivers: &Drivers,
     needs: &Needs,
+    lab: &Lab,
     feed: &Feed,
 ) -> Result<()> {
     let findings = preflight::run(host, needs, drivers).await?;
-    let mixed = findings.iter().find(|finding| finding.id == "mixed-hypervisors");
-    if let Some(mixed) = mixed.filter(|finding| finding.verdict == Verdict::Warn) {
-        let remedy = mixed.remedy.as_deref().unwrap_or_default();
-        feed.notice(Level::Warning, format!("{}: {remedy}", mixed.found));
-    }
+    preflight::tell(lab, &findings, feed)?;
+    preflight::require(&findings)
+}
+
+/// Looks whether `host`, on which `lab` was begun, has become one that it would take down.
+///
+/// # Errors
+/// As [`judge`].
+pub(super) async fn judge_again(
+    host: &dyn Host,
+    drivers: &Drivers,
+    needs: &Needs,
+    lab: &Lab,
+    feed: &Feed,
+) -> Result<()> {
+    let findings = preflight::run_again(host, needs, drivers).await?;
+    preflight::tell(lab, &findings, feed)?;
     preflight::require(&findings)
 }
 

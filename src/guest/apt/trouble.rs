@@ -79,7 +79,7 @@ impl Trouble {
             Cause::Expired => (
                 Kind::Network,
                 "the mirror's Release file has expired",
-                "use a mirror that is kept up to date; if it is meant to be old, let the image say so with `allow-stale-release = true` (signatures are still checked)",
+                "use a mirror that is kept up to date; if it is meant to be old, let the image say so: `allow-stale = \"why\"` in its manifest's [build] (signatures are still checked)",
             ),
             Cause::Unsigned => (
                 Kind::Untrusted,

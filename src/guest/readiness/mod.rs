@@ -6,6 +6,7 @@
 
 mod screen;
 mod serial;
+mod trouble;
 
 use std::time::Duration;
 
@@ -75,6 +76,21 @@ impl std::fmt::Display for Evidence {
     }
 }
 
+/// Prints the size of the log "$1", a newline, and its last 2 KiB; nothing if there is no log.
+const CONSOLE: &str = r#"
+size=$(stat -c %s -- "$1" 2>/dev/null) || exit 0
+echo "$size"
+tail -c 2048 -- "$1"
+"#;
+
+/// What a guest's serial console tells of it.
+pub(super) struct Console {
+    /// Changes while the guest lives: the size of its log.
+    pub(super) life: String,
+    /// What is the matter with the guest, if that is the last that it says.
+    pub(super) trouble: Option<String>,
+}
+
 /// A guest as seen from the host that runs it.
 #[derive(Debug, Clone, Copy)]
 pub struct Outside<'a> {
@@ -87,12 +103,24 @@ pub struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Returns a text that changes while the guest lives: the size of its serial log.
-    pub async fn life(&self) -> Result<String> {
+    /// Returns what its serial console tells now.
+    pub(super) async fn console(&self) -> Result<Console> {
         let log = self.hypervisor.serial_log(self.spec);
-        let size = Command::new("stat").args(["-c", "%s", "--", log.as_str()]);
+        let look = Command::new("sh").args(["-c", CONSOLE, "console", log.as_str()]);
+        let answer = self.host.run(&look).await?.stdout;
         // A guest without a serial console has no log, and that is no error.
-        Ok(self.host.run(&size).await?.text().trim().to_owned())
+        let end = answer.iter().position(|byte| *byte == b'\n').unwrap_or(answer.len());
+        let (size, last) = answer.split_at(end);
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Console { life: text(size), trouble: trouble::at_the_end_of(&text(last)) })
+    }
+
+    /// Returns the error of a guest that runs and goes no further, as `trouble` tells.
+    pub(super) async fn stuck(&self, trouble: &str) -> Error {
+        Error::new(Kind::NotReady, trouble)
+            .on(&self.spec.vm)
+            .tail(&self.console_tail().await)
+            .hint("`nestlab console` and `nestlab screenshot` show the rest")
     }
 
     /// Returns an error if the VM does not run any more: what it waits for will not come.

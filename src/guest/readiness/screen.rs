@@ -1,12 +1,13 @@
 //! A guest's screen as evidence: a picture that is not dark, came after others, and stays.
 //!
 //! The weakest evidence there is, for systems that have neither SSH nor a serial console nor guest
-//! additions. It cannot tell a login screen from an error message; a person can, with the picture.
+//! additions. In VGA's text mode QEMU tells what is written there, and a boot loader, a panic or a prompt is no
+//! evidence. Else it cannot tell a login screen from an error message; a person can, with the picture.
 
 use std::io::Cursor;
 use std::time::{Duration, Instant};
 
-use super::{Evidence, Look, Outside};
+use super::{Evidence, Look, Outside, trouble};
 use crate::error::{Error, Result};
 use crate::guest::Site;
 
@@ -18,6 +19,9 @@ const UNCHANGED_FACTOR: u32 = 4;
 
 /// No screen has more bytes than this once decoded (8K, 8 bits, RGBA).
 const MOST_BYTES: usize = 7680 * 4320 * 4;
+
+/// The pixels of VGA's text mode, in which firmwares, GRUB and a kernel without a driver for its screen write.
+const TEXT_MODE: (u32, u32) = (720, 400);
 
 const COLUMNS: usize = 32;
 const ROWS: usize = 24;
@@ -88,12 +92,14 @@ pub(super) struct Screen {
     last: Option<Picture>,
     since: Instant,
     changes: u32,
+    /// What the text on the last picture told of trouble.
+    trouble: Option<String>,
 }
 
 impl Screen {
     /// Returns a watch for which a picture is steady after `steady`.
     pub(super) fn new(steady: Duration) -> Self {
-        Screen { steady, last: None, since: Instant::now(), changes: 0 }
+        Screen { steady, last: None, since: Instant::now(), changes: 0, trouble: None }
     }
 
     pub(super) async fn look(&mut self, site: Site<'_>, outside: Outside<'_>) -> Result<Look> {
@@ -104,10 +110,20 @@ impl Screen {
             .map_err(|error| Error::internal(error.to_string()))?;
         outside.host.get(&remote, &local, site.feed).await?;
         let picture = Picture::decode(&fs_err::read(&local)?)?;
-        Ok(self.take(picture))
+        let text = match (picture.width, picture.height) {
+            TEXT_MODE => outside.hypervisor.screen_text(outside.host, outside.spec).await?,
+            _ => None,
+        };
+        let trouble = text.as_deref().and_then(trouble::at_the_end_of);
+        if trouble.is_some() && trouble == self.trouble {
+            return Err(outside.stuck(&trouble.unwrap_or_default()).await);
+        }
+        self.trouble = trouble;
+        Ok(self.take(picture, text.as_deref()))
     }
 
-    fn take(&mut self, picture: Picture) -> Look {
+    /// Takes the picture, with the text on it if that can be read.
+    fn take(&mut self, picture: Picture, text: Option<&str>) -> Look {
         let before = self.last.replace(picture.clone());
         match before {
             None => self.since = Instant::now(),
@@ -116,6 +132,10 @@ impl Screen {
                 self.since = Instant::now();
             }
             Some(_) => {}
+        }
+        if text.is_some_and(trouble::is_loading) {
+            let what = "waiting for its boot loader".to_owned();
+            return Look::Waiting { what, life: self.changes.to_string() };
         }
         let needed = self.steady * if self.changes == 0 { UNCHANGED_FACTOR } else { 1 };
         if !picture.is_dark() && self.since.elapsed() >= needed {
@@ -163,15 +183,15 @@ mod tests {
     fn a_dark_screen_is_never_evidence() {
         let mut screen = Screen::new(Duration::ZERO);
         for _ in 0..3 {
-            assert!(!is_up(&screen.take(screenshot(64, 0, 0))));
+            assert!(!is_up(&screen.take(screenshot(64, 0, 0), None)));
         }
     }
 
     #[test]
     fn a_picture_that_came_and_stays_is_evidence() {
         let mut screen = Screen::new(Duration::ZERO);
-        screen.take(screenshot(64, 0, 0));
-        let look = screen.take(screenshot(64, 10, 60));
+        screen.take(screenshot(64, 0, 0), None);
+        let look = screen.take(screenshot(64, 10, 60), None);
         let Look::Up(Evidence::Screen { width, height, changes }) = look else {
             panic!("not taken for evidence")
         };
@@ -179,11 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_loader_that_stays_is_no_evidence_and_no_life_and_a_prompt_to_log_in_is() {
+        let mut screen = Screen::new(Duration::ZERO);
+        let mut lives = Vec::new();
+        for _ in 0..3 {
+            let loading = Some("SeaBIOS\n\nBooting from Hard Disk...\n");
+            match screen.take(screenshot(64, 10, 60), loading) {
+                Look::Waiting { life, .. } => lives.push(life),
+                Look::Up(evidence) => panic!("{evidence:?}"),
+            }
+        }
+        lives.dedup();
+        assert_eq!(lives.len(), 1);
+        assert!(is_up(&screen.take(screenshot(64, 10, 60), Some("l1 login:\n"))));
+    }
+
+    #[test]
     fn a_picture_that_still_changes_is_life_and_no_evidence() {
         let mut screen = Screen::new(Duration::MAX / UNCHANGED_FACTOR);
         let mut lives = Vec::new();
         for to in [20, 40, 60] {
-            match screen.take(screenshot(64, 10, to)) {
+            match screen.take(screenshot(64, 10, to), None) {
                 Look::Waiting { life, .. } => lives.push(life),
                 Look::Up(evidence) => panic!("{evidence:?}"),
             }

@@ -47,6 +47,9 @@ pub(super) struct Definition {
     pub(super) networks: Vec<String>,
     /// Whether it has a window.
     pub(super) gui: bool,
+    /// Whether it reaches services on its host's loopback.
+    #[serde(default)]
+    pub(super) reach_host: bool,
 }
 
 /// What a VM starts from.
@@ -149,6 +152,7 @@ impl Definition {
             forwards: spec.forwards.clone(),
             networks: spec.networks.clone(),
             gui: spec.gui,
+            reach_host: spec.reach_host,
         })
     }
 
@@ -192,6 +196,7 @@ impl Definition {
             ("nested".to_owned(), on(self.nested)),
             ("subnet".to_owned(), self.subnet.to_string()),
             ("gui".to_owned(), on(self.gui)),
+            ("reach-host".to_owned(), on(self.reach_host)),
         ]);
         match &self.drive {
             Drive::Disk { path, .. } => settings.insert("disk".to_owned(), path.to_string()),
@@ -347,6 +352,7 @@ mod tests {
         after.networks = vec!["demo-lan".to_owned()];
         after.forwards = vec![Forward { name: "web".to_owned(), guest_port: 80 }];
         after.gui = true;
+        after.reach_host = true;
         let changes = changes(&after, Some(&actual(&before, None)));
         assert_eq!(
             told(&changes),
@@ -358,6 +364,7 @@ mod tests {
                 "memory: 2GiB → 3GiB",
                 "nested: off → on",
                 "network demo-lan: - → on",
+                "reach-host: off → on",
                 "seed: - → /lab/l1/seed.img",
                 "subnet: 10.0.2.0/24 → 10.0.9.0/24",
                 "forward nestlab-ssh: 22 → none",
@@ -411,6 +418,15 @@ mod tests {
         let error = Definition::of(&spec).expect_err("an existing VM");
         assert_eq!(error.kind(), Kind::HostCannot);
         assert!(!changes(&spec, None).is_empty());
+    }
+
+    #[test]
+    fn a_vm_of_before_there_was_a_loopback_to_close_is_not_stopped_for_it() {
+        let definition = Definition::of(&spec()).expect("a disk can be defined");
+        let mut json = serde_json::to_value(&definition).expect("JSON");
+        json.as_object_mut().expect("a table").remove("reach_host").expect("is written");
+        let before = Definition::parse(json.to_string().as_bytes()).expect("is read");
+        assert_eq!(before, definition);
     }
 
     #[test]

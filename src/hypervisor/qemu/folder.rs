@@ -26,9 +26,14 @@ impl Folder<'_> {
         self.0.join("qemu.log")
     }
 
-    /// What the guest says on its first serial port, over all its starts.
+    /// What the guest says on its first serial port, from its last start on.
     pub(super) fn serial(self) -> Utf8PathBuf {
         self.0.join("serial.log")
+    }
+
+    /// What it said from the start before that one on.
+    pub(super) fn serial_before(self) -> Utf8PathBuf {
+        self.0.join("serial.log.old")
     }
 
     /// The guest's own copy of the UEFI variables.
@@ -59,7 +64,14 @@ impl Folder<'_> {
 
     /// Every file that the driver makes here, besides those in `run/`.
     pub(super) fn made(self) -> Vec<Utf8PathBuf> {
-        vec![self.definition(), self.pid(), self.log(), self.serial(), self.efi_variables()]
+        vec![
+            self.definition(),
+            self.pid(),
+            self.log(),
+            self.serial(),
+            self.serial_before(),
+            self.efi_variables(),
+        ]
     }
 }
 

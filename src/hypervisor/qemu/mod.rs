@@ -9,6 +9,7 @@
 //! | [`micro_guest`] | the guest that shows whether they do |
 //! | [`definition`] | `guest.json`, and what differs from it |
 //! | [`argv`] | the command line; pure |
+//! | [`loopback`] | what keeps a guest from its host's loopback |
 //! | [`vm`] | the VM as it is: its definition, its process, its QMP |
 //! | [`power`] | start and stop |
 //! | [`screen`], [`snapshot`] | what QEMU does with a VM |
@@ -19,6 +20,7 @@ mod argv;
 mod confinement;
 mod definition;
 mod folder;
+mod loopback;
 mod machine;
 mod micro_guest;
 mod power;
@@ -218,6 +220,10 @@ impl Hypervisor for Qemu {
         Folder(&spec.directory).serial()
     }
 
+    async fn screen_text(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
+        screen::text(self.site(host, spec)).await.map(Some)
+    }
+
     async fn console(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<StreamAddress>> {
         let (_vm, pid) = self.site(host, spec).running().await?;
         Ok(Some(StreamAddress::Unix(Folder(&spec.directory).socket(argv::SERIAL_SOCKET, pid))))
@@ -227,6 +233,7 @@ impl Hypervisor for Qemu {
         let folder = Folder(&spec.directory);
         Ok(vec![
             Trace { name: "serial".to_owned(), path: folder.serial() },
+            Trace { name: "serial.old".to_owned(), path: folder.serial_before() },
             Trace { name: "qemu.log".to_owned(), path: folder.log() },
         ])
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::argv;
 use super::definition::Definition;
 use super::folder::Folder;
+use super::loopback;
 use super::machine::Machine;
 use super::scripts;
 use super::snapshot::{self, DiskInfo};
@@ -74,7 +75,7 @@ pub(super) fn start_commands(
     }
     let owner = machine.confinement.owner(argv::confined_user(definition.uuid));
     let argv = argv::argv(definition, machine);
-    commands.push(scripts::start(folder, owner.as_deref(), &argv));
+    commands.push(scripts::start(folder, owner.as_deref(), definition.reach_host, &argv));
     commands
 }
 
@@ -109,7 +110,32 @@ pub(super) async fn start(site: Site<'_>, probe: &Probe, feed: &Feed) -> Result<
         site.failure("told no process id").with_kind(Kind::Internal).tail(said.as_bytes())
     })?;
     feed.doing("waiting for QEMU");
-    wait_until_running(site, pid).await
+    wait_until_running(site, pid).await?;
+    tell_open_loopback(site, &wanted, pid, feed).await
+}
+
+/// Says so when the guest reaches its host's loopback services, though its recipe does not say so: where `run/` lies
+/// in a file system that is mounted `noexec`, QEMU starts without the library.
+async fn tell_open_loopback(
+    site: Site<'_>,
+    definition: &Definition,
+    pid: u32,
+    feed: &Feed,
+) -> Result<()> {
+    if definition.reach_host {
+        return Ok(());
+    }
+    let kept = site.host.run(&scripts::is_kept_from_loopback(pid)).await?;
+    if !kept.exit.success() {
+        let text = format!(
+            "{} reaches services on the loopback of {}: its QEMU has not taken {} (is its folder mounted `noexec`?)",
+            site.spec.vm,
+            site.host.name(),
+            loopback::NAME
+        );
+        feed.notice(Level::Warning, text);
+    }
+    Ok(())
 }
 
 /// Returns an error if the host lacks what the definition needs.

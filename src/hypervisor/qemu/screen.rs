@@ -25,6 +25,34 @@ pub(super) async fn screenshot(site: Site<'_>, to: &Utf8Path) -> Result<()> {
     Ok(())
 }
 
+/// VGA's text mode, mode 3: lines of cells at 0xb8000, each a character's byte and its colors'.
+const TEXT: (usize, usize) = (25, 80);
+
+/// Returns the lines of the guest's screen, if that is in VGA's text mode.
+pub(super) async fn text(site: Site<'_>) -> Result<String> {
+    let (_vm, pid) = site.running().await?;
+    let (lines, columns) = TEXT;
+    let dump = site.qmp(pid).await?.human(&format!("xp /{}hx 0xb8000", lines * columns)).await;
+    Ok(characters(&dump.map_err(|error| error.on(site.host.name()))?))
+}
+
+/// Returns the characters of the cells in `dump`, lines like `00000000000b8000: 0x0753 0x0765`.
+fn characters(dump: &str) -> String {
+    let cells = dump.lines().filter_map(|line| line.split_once(": ")).flat_map(|(_, cells)| {
+        cells
+            .split_whitespace()
+            .filter_map(|cell| u16::from_str_radix(cell.strip_prefix("0x")?, 16).ok())
+    });
+    let characters: Vec<char> = cells
+        .map(|cell| match cell.to_le_bytes()[0] {
+            byte @ 0x20..0x7f => char::from(byte),
+            _ => ' ',
+        })
+        .collect();
+    let lines = characters.chunks(TEXT.1).map(|line| line.iter().collect::<String>());
+    lines.map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
 /// Returns the port of 127.0.0.1 on which `guest_port` of the running guest is reached.
 pub(super) async fn forwarded(site: Site<'_>, guest_port: u16) -> Result<u16> {
     let (_vm, pid) = site.running().await?;
@@ -54,6 +82,18 @@ mod tests {
 
     /// `info usernet` of QEMU 10.0.2 with two forwards, one of them in use, and a connection outwards.
     const TABLE: &str = "Hub -1 (nat):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n  TCP[ESTABLISHED]   14       10.0.7.15 40022       127.0.0.1    22     0     0\r\n  TCP[ESTABLISHED]   15       127.0.0.1 34649       10.0.7.15    22     0     0\r\n  TCP[HOST_FORWARD]  13       127.0.0.1 34649       10.0.7.15    22     0     0\r\n  TCP[HOST_FORWARD]  12       127.0.0.1 43009       10.0.7.15    80     0     0\r\n";
+
+    #[test]
+    fn the_cells_of_a_text_screen_become_its_lines() {
+        let line = |text: &str| {
+            let cells =
+                format!("{text:80}").bytes().map(|b| format!("0x07{b:02x}")).collect::<Vec<_>>();
+            format!("00000000000b8000: {}\r\n", cells.join(" "))
+        };
+        let dump = [line("SeaBIOS"), line(""), line("No bootable device.")].concat();
+        assert_eq!(characters(&dump), "SeaBIOS\n\nNo bootable device.\n");
+        assert_eq!(characters("Cannot access memory"), "");
+    }
 
     #[test]
     fn a_forward_is_found_by_the_guests_port() {

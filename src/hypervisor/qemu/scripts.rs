@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::definition::DiskFormat;
 use super::folder::Folder;
+use super::loopback;
 use crate::host::Command;
 use crate::recipe::Mebibytes;
 
@@ -101,8 +102,10 @@ pub(super) fn copy_variables(template: &str, format: &str, folder: Folder<'_>) -
         .arg(folder.efi_variables().as_str())
 }
 
-/// Starts the command `$3…` in the folder `$1` and its `run/`, which is given to the user `$2` if that
-/// is not empty, in a session of its own, and prints its process id.
+/// Puts what the guest said before aside: whoever waits for a line on its serial console must find none of an
+/// earlier start. Then starts the command `$4…` in the folder `$1` and its `run/`, which is given to the user `$2` if that
+/// is not empty, in a session of its own, and prints its process id. Standard input is a library of the name `$3`
+/// that is loaded into it, if that is not empty.
 ///
 /// The process notes its own id before it becomes QEMU, so that no moment exists in which it runs
 /// and is not known; the substitution ends when it has become QEMU and closed its end of the pipe.
@@ -114,9 +117,13 @@ umask 077
 rm -rf -- "$1/run"
 mkdir -- "$1/run"
 [ -z "$2" ] || chown -- "$2" "$1/run"
+[ ! -e "$1/serial.log" ] || mv -f -- "$1/serial.log" "$1/serial.log.old"
 cd -- "$1/run"
+[ -z "$3" ] || cat >"$3"
 shift 2
 pid=$(setsid sh -c '
+    [ -z "$1" ] || export LD_PRELOAD="./$1"
+    shift
     echo "$$" >../pid.new && mv -f ../pid.new ../pid && echo "$$" &&
     exec "$@" </dev/null >>../qemu.log 2>&1
 ' nestlab-qemu "$@" &)
@@ -124,11 +131,24 @@ echo "${pid:?QEMU could not be started}"
 "#;
 
 /// Returns the command that starts `qemu` (an argument vector) detached; `owner` is the user and group
-/// id as which it will run, `1000:1000`, if that is not the host's user.
-pub(super) fn start(folder: Folder<'_>, owner: Option<&str>, qemu: &[String]) -> Command {
-    script(START, "nestlab-start")
-        .args([folder.0.as_str(), owner.unwrap_or_default()])
-        .args(qemu.iter().cloned())
+/// id as which it will run, `1000:1000`, if that is not the host's user. Unless it `reaches_host`, its user network
+/// does not carry the guest to the host's loopback.
+pub(super) fn start(
+    folder: Folder<'_>,
+    owner: Option<&str>,
+    reaches_host: bool,
+    qemu: &[String],
+) -> Command {
+    let library = if reaches_host { "" } else { loopback::NAME };
+    let command = script(START, "nestlab-start")
+        .args([folder.0.as_str(), owner.unwrap_or_default(), library])
+        .args(qemu.iter().cloned());
+    if reaches_host { command } else { command.stdin(loopback::LIBRARY.to_vec()) }
+}
+
+/// Returns the command that tells whether the process `pid` has that file loaded, by its exit code.
+pub(super) fn is_kept_from_loopback(pid: u32) -> Command {
+    Command::new("grep").args(["-q", loopback::NAME, &format!("/proc/{pid}/maps")])
 }
 
 /// Sends the signal `$3` to the process `$1` if the UUID `$2` is among its arguments; succeeds in any case.

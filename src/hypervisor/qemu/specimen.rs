@@ -20,5 +20,6 @@ pub(super) fn spec() -> GuestSpec {
         forwards: vec![Forward { name: "nestlab-ssh".to_owned(), guest_port: 22 }],
         networks: Vec::new(),
         gui: false,
+        reach_host: false,
     }
 }

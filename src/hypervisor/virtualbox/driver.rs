@@ -283,7 +283,7 @@ impl Hypervisor for VirtualBox {
     }
 
     fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command> {
-        start::commands(&probe.program, spec, &spec.vm)
+        start::commands(&probe.program, &probe.version, spec, &spec.vm, &[1])
     }
 
     async fn start(

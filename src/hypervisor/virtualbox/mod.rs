@@ -9,6 +9,7 @@ mod driver;
 pub mod fault;
 pub mod former;
 mod log;
+mod loopback;
 mod machine;
 mod manage;
 pub mod parse;

@@ -196,7 +196,12 @@ fn is(settings: &Settings, setting: &str, value: &str) -> bool {
 
 /// Returns the first adapter of a VM that is a NAT adapter: where its ports are forwarded.
 pub(crate) fn nat_adapter(settings: &Settings) -> Option<u32> {
-    ADAPTERS.into_iter().find(|adapter| is(settings, &format!("nic{adapter}"), "nat"))
+    nat_adapters(settings).next()
+}
+
+/// Returns every adapter of a VM that is a NAT adapter.
+pub(crate) fn nat_adapters(settings: &Settings) -> impl Iterator<Item = u32> {
+    ADAPTERS.into_iter().filter(|adapter| is(settings, &format!("nic{adapter}"), "nat"))
 }
 
 /// A port forward of a NAT adapter.

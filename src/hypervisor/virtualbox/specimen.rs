@@ -30,6 +30,7 @@ pub(super) fn spec() -> GuestSpec {
         forwards: vec![Forward { name: "nestlab-ssh".into(), guest_port: 22 }],
         networks: Vec::new(),
         gui: false,
+        reach_host: false,
     }
 }
 

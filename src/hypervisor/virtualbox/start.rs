@@ -1,13 +1,14 @@
 //! Starts a VM and finds out what became of it: running, refused with a reason, or given up on.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use semver::Version;
 
 use super::fault::Fault;
 use super::manage::{Failure, Manage};
 use super::settings::{self, Rule};
 use super::surroundings::look;
 use super::version::Spelling;
-use super::{log, machine, ports, remedies, serial_log, storage};
+use super::{log, loopback, machine, ports, remedies, serial_log, storage};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host};
@@ -16,16 +17,43 @@ use crate::hypervisor::{Actual, GuestSpec, Origin, Power};
 /// How many lines of VBox.log are looked at: what tells of an end stands near the end.
 const LOG_LINES: &str = "4000";
 
-/// Returns the commands that start the VM `vm`, by name or UUID.
+/// What the guest additions tell of the system that runs. Without a flag that says otherwise, VirtualBox keeps a
+/// property when the VM is off.
+const OF_THE_SYSTEM: [&str; 2] =
+    ["/VirtualBox/GuestInfo/OS/Product", "/VirtualBox/GuestInfo/OS/Release"];
+
+/// Returns the commands that start the VM `vm`, by name or UUID, which is off and has NAT at `adapters`.
 ///
-/// The serial log of the last run goes first: whoever waits for a line in it must not find an old one.
-pub(crate) fn commands(program: &Utf8Path, spec: &GuestSpec, vm: &str) -> Vec<Command> {
-    let kind = if spec.gui { "gui" } else { "headless" };
-    let start = Command::new(program.as_str()).args(["startvm", vm, "--type", kind]);
-    match (&spec.origin, storage::remove(&serial_log(spec))) {
-        (Origin::Made(_), storage::Act::Program(argv)) => vec![Command::from_argv(argv), start],
-        _ => vec![start],
+/// What the last run said of itself goes first, on the serial console and through the guest additions: whoever
+/// waits for it must not find it.
+pub(crate) fn commands(
+    program: &Utf8Path,
+    version: &Version,
+    spec: &GuestSpec,
+    vm: &str,
+    adapters: &[u32],
+) -> Vec<Command> {
+    let manage = |args: &[&str]| Command::new(program.as_str()).args(args.iter().copied());
+    let mut commands = Vec::new();
+    if let (Origin::Made(_), storage::Act::Program(argv)) =
+        (&spec.origin, storage::remove(&serial_log(spec)))
+    {
+        commands.push(Command::from_argv(argv));
     }
+    commands.extend(OF_THE_SYSTEM.map(|name| manage(&["guestproperty", "delete", vm, name])));
+    let reach = loopback::arguments(spec, version, adapters);
+    if !reach.is_empty() {
+        commands.push(manage(&["modifyvm", vm]).args(reach));
+    }
+    commands.push(resume(program, spec, vm));
+    commands
+}
+
+/// Returns the command that starts the VM `vm`, or lets it go on from where it was saved: what was said before
+/// is then still true.
+fn resume(program: &Utf8Path, spec: &GuestSpec, vm: &str) -> Command {
+    let kind = if spec.gui { "gui" } else { "headless" };
+    Command::new(program.as_str()).args(["startvm", vm, "--type", kind])
 }
 
 /// Starts the VM, which is off, and returns when it runs.
@@ -35,10 +63,15 @@ pub(crate) async fn start(
     actual: &Actual,
     feed: &Feed,
 ) -> Result<()> {
-    if actual.power == Power::Off {
+    let installed = manage.installed();
+    let commands = if actual.power == Power::Off {
         keep_ports_free(manage, spec, actual).await?;
-    }
-    for command in commands(&manage.installed().program, spec, &actual.id) {
+        let adapters: Vec<u32> = settings::nat_adapters(&actual.settings).collect();
+        commands(&installed.program, &installed.version, spec, &actual.id, &adapters)
+    } else {
+        vec![resume(&installed.program, spec, &actual.id)]
+    };
+    for command in commands {
         if let Err(failure) = manage.run_command(&command, feed).await {
             return Err(explain(manage, actual, failure).await);
         }
@@ -46,6 +79,7 @@ pub(crate) async fn start(
     // Success is not believed: the VM's own state says whether it runs.
     if machine::is_running(manage, &actual.id).await? {
         tell_lost_nesting(manage, spec, actual, feed).await;
+        tell_open_loopback(manage, spec, actual, feed).await?;
         return Ok(());
     }
     match machine::show(manage, &actual.id).await? {
@@ -137,6 +171,26 @@ async fn tell_lost_nesting(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actua
         let hints = remedies::nested_flag_absent();
         feed.notice(Level::Warning, format!("{} runs without svm or vmx: {}", spec.vm, hints[0]));
     }
+}
+
+/// Says so when the guest runs and reaches its host's loopback services, though its recipe does not say so.
+async fn tell_open_loopback(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    actual: &Actual,
+    feed: &Feed,
+) -> Result<()> {
+    if spec.reach_host || matches!(spec.origin, Origin::Existing { .. }) {
+        return Ok(());
+    }
+    let Some(now) = machine::show(manage, &actual.id).await? else { return Ok(()) };
+    if let Some(why) = loopback::open(&manage.installed().version, &now.settings) {
+        feed.notice(
+            Level::Warning,
+            format!("{} reaches services on its host's loopback: {why}", spec.vm),
+        );
+    }
+    Ok(())
 }
 
 /// Returns the end of the VM's logs, as far as there are any.

@@ -48,6 +48,7 @@ trait Scenes {
     fn looked_up(self, state: &str) -> Scripted;
     fn running(self, runs: bool) -> Scripted;
     fn shown(self, state: &str) -> Scripted;
+    fn forgotten(self) -> Scripted;
 }
 
 impl Scenes for Scripted {
@@ -63,6 +64,18 @@ impl Scenes for Scripted {
     fn shown(self, state: &str) -> Scripted {
         self.expect(vbox(&["showvminfo", UUID, "--machinereadable"])).prints(shown(state))
     }
+
+    /// What the last run said is forgotten, and the host's loopback is closed.
+    fn forgotten(self) -> Scripted {
+        self.expect(remove_serial_log())
+            .prints("")
+            .expect(vbox(&["guestproperty", "delete", UUID, "/VirtualBox/GuestInfo/OS/Product"]))
+            .prints("")
+            .expect(vbox(&["guestproperty", "delete", UUID, "/VirtualBox/GuestInfo/OS/Release"]))
+            .prints("")
+            .expect(vbox(&["modifyvm", UUID, "--nat-localhostreachable1", "off"]))
+            .prints("")
+    }
 }
 
 fn remove_serial_log() -> [&'static str; 4] {
@@ -75,11 +88,11 @@ async fn a_vm_that_is_off_is_started_without_a_window_and_seen_to_run() {
         .looked_up("poweroff")
         .expect(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
         .prints("")
-        .expect(remove_serial_log())
-        .prints("")
+        .forgotten()
         .expect(vbox(&["startvm", UUID, "--type", "headless"]))
         .prints("VM has been successfully started.\n")
-        .running(true);
+        .running(true)
+        .shown("running");
     let driver = VirtualBox::new();
     driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
 }
@@ -94,11 +107,11 @@ async fn a_port_that_was_taken_meanwhile_is_moved_before_the_start() {
         .prints(taken)
         .expect_with(["modifyvm", UUID, "--nat-pf1", "delete", "nestlab-ssh", "--nat-pf1"])
         .prints("")
-        .expect(remove_serial_log())
-        .prints("")
+        .forgotten()
         .expect(vbox(&["startvm", UUID, "--type", "headless"]))
         .prints("")
-        .running(true);
+        .running(true)
+        .shown("running");
     let driver = VirtualBox::new();
     driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
     let moved = host.seen().iter().any(|command| {
@@ -119,8 +132,7 @@ async fn kvm_in_the_way_is_answered_with_the_remedy_of_this_kernel() {
         .looked_up("poweroff")
         .expect(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
         .prints("")
-        .expect(remove_serial_log())
-        .prints("")
+        .forgotten()
         .expect(vbox(&["startvm", UUID, "--type", "headless"]))
         .fails(1, refused)
         .expect(LOGS)
@@ -140,8 +152,7 @@ async fn a_vm_that_ends_at_once_is_not_taken_for_started() {
         .looked_up("poweroff")
         .expect(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
         .prints("")
-        .expect(remove_serial_log())
-        .prints("")
+        .forgotten()
         .expect(vbox(&["startvm", UUID, "--type", "headless"]))
         .prints("VM has been successfully started.\n")
         .running(false)
@@ -214,11 +225,11 @@ async fn a_crashed_vm_is_powered_off_and_started_anew() {
         .looked_up("poweroff")
         .expect(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
         .prints("")
-        .expect(remove_serial_log())
-        .prints("")
+        .forgotten()
         .expect(vbox(&["startvm", UUID, "--type", "headless"]))
         .prints("")
-        .running(true);
+        .running(true)
+        .shown("running");
     VirtualBox::new().start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
 }
 

@@ -1,6 +1,6 @@
 //! KVM.
 
-use super::{not_applicable, processor};
+use super::{escape, not_applicable, processor};
 use crate::guest::proof::Virtualization;
 use crate::hypervisor::{Acceleration, Nesting};
 use crate::preflight::look::{Look, Question};
@@ -104,8 +104,11 @@ pub(super) fn nested(look: &Look, needs: &Needs) -> Finding {
 }
 
 fn switched_off(look: &Look, needs: &Needs, module: &str) -> Finding {
-    let needed = needs.nests && needs.requires(HypervisorKind::Qemu);
+    let needed = needs.nests_in(HypervisorKind::Qemu) && needs.requires(HypervisorKind::Qemu);
     let verdict = if needed { Verdict::Fail } else { Verdict::Warn };
+    if let Some(file) = look.survey.switches_off(module, "nested") {
+        return on_purpose(verdict, file);
+    }
     let finding = Finding::new("kvm-nested", verdict, "off");
     let keep =
         format!("echo 'options {module} nested=1' | sudo tee /etc/modprobe.d/nestlab-kvm.conf");
@@ -118,6 +121,16 @@ fn switched_off(look: &Look, needs: &Needs, module: &str) -> Finding {
         finding.remedy("Switch it on:")
     };
     finding.command(keep).command(format!("sudo modprobe -r {module} && sudo modprobe {module}"))
+}
+
+/// Hosts were told to switch nesting off against guests that break out of KVM by it: what somebody has
+/// decided is not for nestlab to undo.
+fn on_purpose(verdict: Verdict, file: &str) -> Finding {
+    Finding::new("kvm-nested", verdict, format!("off, on purpose: {file} sets `nested=0`"))
+        .remedy(format!(
+            "somebody switched it off, as many did against {}: ask why, and look at `nesting-escape` before you take it out of {file} and load the module anew",
+            escape::NAMES
+        ))
 }
 
 /// Returns whether KVM guests run on the host, as the use count of its module tells.

@@ -1,5 +1,6 @@
 //! The checks: pure functions from what a host told to findings.
 
+mod escape;
 mod hypervisors;
 mod kernel;
 pub(super) mod kvm;
@@ -73,6 +74,11 @@ pub(super) const CHECKS: &[Check] = &[
         judge: kvm::nested,
     },
     Check {
+        id: "nesting-escape",
+        question: "Does this kernel hold a guest of KVM that nests (CVE-2026-53359, CVE-2026-46113)?",
+        judge: escape::nesting,
+    },
+    Check {
         id: "virtualbox-version",
         question: "Is VirtualBox there, and new enough to nest?",
         judge: virtualbox::version,
@@ -135,6 +141,11 @@ pub(super) const CHECKS: &[Check] = &[
         question: "Do the guests' networks differ from those around them?",
         judge: network::subnets,
     },
+    Check {
+        id: "host-loopback",
+        question: "Do guests need what is on this host's loopback, which they do not reach?",
+        judge: network::loopback,
+    },
     Check { id: "ports", question: "Are there free ports for forwarding?", judge: network::ports },
     Check { id: "clock", question: "Is the clock right?", judge: kernel::clock },
     Check {
@@ -145,11 +156,12 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Checks of what nestlab itself sees to in a guest that is to run guests: before that, they say nothing.
-const PROVISIONED: [&str; 11] = [
+const PROVISIONED: [&str; 12] = [
     "hypervisor",
     "kvm-device",
     "kvm-runs-guests",
     "kvm-nested",
+    "nesting-escape",
     "virtualbox-version",
     "virtualbox-driver",
     "virtualbox-group",
@@ -158,6 +170,16 @@ const PROVISIONED: [&str; 11] = [
     "pending-reboot",
     "packages",
 ];
+
+/// Checks that are answered by every `up`: a kernel, a setting or a VirtualBox that came since the lab was begun
+/// can take the whole host down, or let a guest out. They read files and ask VirtualBox, nothing else.
+const EVERY_TIME: [&str; 3] = ["kvm-nested", "nesting-escape", "kvm-and-virtualbox"];
+
+/// Answers the checks of [`EVERY_TIME`].
+pub(super) fn judge_again(look: &Look, needs: &Needs) -> Vec<Finding> {
+    let again = CHECKS.iter().filter(|check| EVERY_TIME.contains(&check.id));
+    again.map(|check| (check.judge)(look, needs)).collect()
+}
 
 /// Answers every check.
 pub(super) fn judge(look: &Look, needs: &Needs) -> Vec<Finding> {

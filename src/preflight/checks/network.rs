@@ -8,6 +8,7 @@ use crate::preflight::look::Look;
 use crate::preflight::needs::{Destination, Needs};
 use crate::preflight::survey::Survey;
 use crate::preflight::{Finding, Verdict};
+use crate::recipe::Guest;
 use crate::recipe::budget::{self, Network, Resources};
 
 const ROUTES: &str = "/proc/net/route";
@@ -35,6 +36,53 @@ pub(super) fn subnets(look: &Look, needs: &Needs) -> Finding {
         Err(error) => Finding::new(id, Verdict::Fail, error.message()).from(source).remedy(
             "10.0.0.0/8 is taken by the networks around; leave a /24 of it free, or use another machine",
         ),
+    }
+}
+
+pub(super) fn loopback(_look: &Look, needs: &Needs) -> Finding {
+    let id = "host-loopback";
+    let source = "the recipe's mirror and proxy";
+    let Some(demand) = &needs.recipe else { return not_applicable(id, "no recipe") };
+    let recipe = &demand.recipe;
+    let mirror = recipe.mirror.as_ref().is_some_and(|mirror| is_loopback(mirror.as_url()));
+    let proxy = recipe.proxy.as_ref().is_some_and(|proxy| is_loopback(proxy.as_url()));
+    let installs = |guest: &&Guest| guest.hypervisor.is_some() || !guest.packages.is_empty();
+    let without: Vec<_> = recipe
+        .guests()
+        .iter()
+        .filter(installs)
+        .filter(|guest| !guest.is_existing() && !(guest.level == 1 && guest.reach_host))
+        .map(|guest| guest.name.as_str())
+        .collect();
+    if without.is_empty() || !(mirror || proxy) {
+        return Finding::new(id, Verdict::Ok, "no guest needs what is on it").from(source);
+    }
+    let (what, who) = (if mirror { "mirror" } else { "proxy" }, without.join(", "));
+    let finding = Finding::new(
+        id,
+        Verdict::Warn,
+        format!(
+            "the {what} is on the loopback of the machine that nestlab runs on: {who} cannot use it"
+        ),
+    );
+    finding.from(source).remedy(if mirror {
+        "name the mirror by an address that guests reach, too; with `reach-host = true` a guest of L0 reaches the loopback at its gateway's address, `10.0.2.2` or the like"
+    } else {
+        "nestlab's own downloads go through it, and what guests install does not. Nothing to do if that is what is wanted"
+    })
+}
+
+/// Returns whether `url` leads to the machine that looks it up.
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        // An address is a name to `url` in what is not http, such as socks5.
+        Some(url::Host::Domain(name)) => match name.parse::<std::net::IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => name == "localhost" || name.ends_with(".localhost"),
+        },
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 
@@ -77,4 +125,40 @@ fn networks(survey: &Survey) -> Vec<Network> {
     let routes = survey.text(ROUTES).unwrap_or_default();
     let network = |found: facts::Network| Network { address: found.address, prefix: found.prefix };
     facts::networks(&routes).into_iter().map(network).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Recipe, RecipeOrigin};
+
+    fn told(top: &str, guest: &str) -> Finding {
+        let text = format!(
+            "schema = 1\nname = \"x\"\n{top}\n[[guest]]\nname = \"l1\"\nimage = \"debian-sid\"\n{guest}\n"
+        );
+        let recipe = Recipe::parse(&text, RecipeOrigin::Shipped).expect("a recipe");
+        let look = Look::of(Survey::of(&[]), &[]);
+        loopback(&look, &Needs::of_l0(&recipe, Default::default(), "/"))
+    }
+
+    #[test]
+    fn a_mirror_or_a_proxy_that_guests_do_not_reach_is_told() {
+        let packages = "packages = [\"htop\"]";
+        for mirror in
+            ["http://127.0.0.1:3142/debian", "http://localhost/debian", "http://[::1]/debian"]
+        {
+            let finding = told(&format!("mirror = \"{mirror}\""), packages);
+            assert_eq!(finding.verdict, Verdict::Warn, "{mirror}");
+            assert!(finding.remedy.expect("explained").contains("reach-host"), "{mirror}");
+        }
+        let tor = "proxy = \"socks5h://127.0.0.1:9050\"";
+        assert_eq!(told(tor, packages).verdict, Verdict::Warn);
+        for (top, guest) in [
+            ("mirror = \"http://192.168.1.5/debian\"", packages),
+            (tor, ""),
+            (tor, "packages = [\"htop\"]\nreach-host = true"),
+        ] {
+            assert_eq!(told(top, guest).verdict, Verdict::Ok, "{top} {guest}");
+        }
+    }
 }

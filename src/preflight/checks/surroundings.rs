@@ -11,8 +11,7 @@ pub(super) fn system(look: &Look, needs: &Needs) -> Finding {
     let (system, source) = systems::tell(look);
     let has = processor::virtualization_of(&look.survey).is_some();
     let verdict = match system.support {
-        Support::No if needs.force => Verdict::Warn,
-        Support::No => Verdict::Fail,
+        Support::No => needs.fail("system"),
         // What its processor lacks is told by `virtualization`.
         Support::Native => Verdict::Ok,
         _ if has => Verdict::Ok,

@@ -17,6 +17,11 @@ fn found(look: &Look) -> Option<&semver::Version> {
     Some(&look.probe(HypervisorKind::VirtualBox)?.as_ref().ok()?.version)
 }
 
+/// Returns the version as VirtualBox prints it, such as `7.2.22_Debianr175245`.
+fn found_text(look: &Look) -> Option<&str> {
+    Some(&look.probe(HypervisorKind::VirtualBox)?.as_ref().ok()?.version_text)
+}
+
 /// Returns the finding for a host where VirtualBox is neither there nor wanted.
 fn unused(id: &'static str, look: &Look, needs: &Needs) -> Option<Finding> {
     match needs.hypervisor {
@@ -153,18 +158,6 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
             format!("{get_on}: only one of the two can run guests at a time"),
         )
         .remedy("both at once take Linux 6.16 and VirtualBox 7.2.10, or newer; `image = \"debian-sid\"` has them"),
-        // Seen with 7.2.22 on Linux 7.2.13 (docs/evidence/virtualbox-in-virtualbox.txt): where KVM has turned SVM
-        // on for VirtualBox, a page that VirtualBox needs for a guest's own SVM is not there.
-        KvmBeside::LeaveAlone if needs.nests && module == "kvm_amd" => Finding::new(
-            id,
-            Verdict::Warn,
-            format!("{get_on}: they share the processor, and a guest that uses its own svm was seen to crash this kernel"),
-        )
-        .remedy("keep KVM out while a guest of VirtualBox's runs guests itself:")
-        .command("sudo modprobe -r kvm_amd"),
-        KvmBeside::LeaveAlone if both => {
-            Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"))
-        }
         // Where they share, VirtualBox's own VMs count as users of KVM's module, too.
         KvmBeside::FineWhileIdle | KvmBeside::MustLetGo if running > 0 => {
             Finding::new(id, bad, format!("{running} KVM guests run and have the processor"))
@@ -178,18 +171,53 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
         }
         KvmBeside::MustLetGo => {
             Finding::new(id, bad, format!("{get_on}: KVM keeps the processor while it is loaded"))
-                .remedy("Unload it, or boot with `kvm.enable_virt_at_load=0`:")
+                .remedy("Unload it, or boot with `kvm.enable_virt_at_load=0`, which must go again before Linux 6.16:")
                 .command(format!("sudo modprobe -r {module}"))
         }
-        // Debian's virtualbox-dkms sets it, and it works with that package (7.2.22 on Linux 7.2.13); others
-        // have seen VERR_SVM_HOST_SVME_NOT_ENABLED with it, for which the driver has its own hint.
-        KvmBeside::LeaveAlone if off => {
-            let found = format!("{get_on}: fine, with kvm.enable_virt_at_load=0 as Debian sets it");
-            Finding::new(id, Verdict::Ok, found)
-        }
-        KvmBeside::LeaveAlone => {
-            Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"))
-        }
+        KvmBeside::LeaveAlone => sharing(look, needs, module, off, &get_on),
     }
     .from(source)
+}
+
+/// VirtualBox asks KVM for the processor. Two ways of that end the whole host, and are refused unless the user
+/// names this very check.
+fn sharing(look: &Look, needs: &Needs, module: &str, off: bool, get_on: &str) -> Finding {
+    let id = "kvm-and-virtualbox";
+    // `auto` takes VirtualBox where its driver is loaded.
+    let runs_here = needs.requires(HypervisorKind::VirtualBox)
+        || needs.hypervisor.is_none() && needs.recipe.is_some();
+    let ends_it = if runs_here { needs.fail(id) } else { Verdict::Warn };
+    // Seen with 7.2.22 on Linux 7.2.13 (docs/evidence/virtualbox-in-virtualbox.txt): where KVM has turned SVM
+    // on for VirtualBox, a page that VirtualBox needs for a guest's own SVM is not there.
+    if module == "kvm_amd" && needs.nests_in(HypervisorKind::VirtualBox) {
+        let found = format!(
+            "{get_on}: they share the processor, and a guest that uses its own svm was seen to crash this kernel"
+        );
+        return Finding::new(id, ends_it, found)
+            .remedy("let QEMU run what nests (`hypervisor = \"qemu\"`), or keep KVM out while a guest of VirtualBox's runs guests itself:")
+            .command(format!("sudo modprobe -r {module}"));
+    }
+    if !off {
+        return Finding::new(id, Verdict::Ok, format!("{get_on}: they share the processor"));
+    }
+    // Debian's virtualbox-dkms sets it, and with that package it was seen to work where QEMU emulates AMD's SVM
+    // (docs/evidence/virtualbox-beside-kvm.txt). With Oracle's, VERR_SVM_HOST_SVME_NOT_ENABLED and frozen
+    // hosts, Intel's too: github.com/VirtualBox/virtualbox, issues 711 and 713.
+    let debians = found_text(look).is_some_and(|text| text.contains("_Debian"));
+    let (system, _) = systems::tell(look);
+    if debians && module == "kvm_amd" && system.id == "qemu-tcg" {
+        let found = format!("{get_on}: fine, with kvm.enable_virt_at_load=0 as Debian sets it");
+        return Finding::new(id, Verdict::Ok, found);
+    }
+    let place = look.survey.switches_off("kvm", "enable_virt_at_load");
+    let place = place.unwrap_or("/etc/modprobe.d or the kernel's command line");
+    let finding = Finding::new(
+        id,
+        if debians { Verdict::Warn } else { ends_it },
+        format!("{get_on}: with kvm.enable_virt_at_load=0 the two were seen to freeze hosts"),
+    );
+    finding.remedy(format!(
+        "this VirtualBox wants KVM as it comes: take `enable_virt_at_load=0` out of {place}, then reboot:"
+    ))
+    .command("sudo systemctl reboot")
 }

@@ -74,6 +74,7 @@ impl Check<'_> {
             gui: table.gui.is_some_and(|at| at.value),
             ready: table.ready,
             serial_pattern: table.serial_pattern.map(|at| at.value),
+            reach_host: table.reach_host.is_some_and(|at| at.value),
             networks: networks.iter().map(|at| at.value.clone()).collect(),
             ssh,
             packages: table
@@ -125,6 +126,13 @@ impl Check<'_> {
                 nested.span(),
                 format!("{} runs guests with {}, which takes nesting", **name, hypervisor.first()),
                 "leave `nested` out, or the hypervisor",
+            );
+        }
+        if let (Some(reach), Some(_)) = (&table.reach_host, &table.vm) {
+            self.refuse(
+                reach.span(),
+                format!("{} exists already, and reaches what its owner lets it reach", **name),
+                "leave `reach-host` out, and set it in VirtualBox",
             );
         }
         if let Some(memory) = &table.memory

@@ -74,6 +74,7 @@ impl Bench {
             forwards: vec![forward("nestlab-ssh", 22), forward("web", 80)],
             networks: Vec::new(),
             gui: false,
+            reach_host: false,
         };
         Bench { folder, qemu, host, probe, spec }
     }

@@ -9,4 +9,5 @@ mod leaving;
 mod power;
 mod probing;
 mod reaching;
+mod readiness;
 mod snapshots;

@@ -232,6 +232,7 @@ impl Bench {
             forwards: vec![Forward { name: "nestlab-ssh".into(), guest_port: 22 }],
             networks: Vec::new(),
             gui: false,
+            reach_host: false,
         };
         Bench { host, driver: VirtualBox::new(), spec }
     }
