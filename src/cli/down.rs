@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::Globals;
 use super::session::{Session, Told, command_line};
+use super::{Globals, guests};
 use crate::error::{Kind, Result};
 use crate::event::{Feed, Level};
 use crate::hypervisor::{Power, Stop};
 use crate::lab::Ledger;
+use crate::plan::Machine;
 use crate::recipe::LabName;
 use crate::report::RunLog;
 
@@ -30,14 +31,22 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let told = Told::begin(globals, Some(log))?;
     told.warn_of_records(&session.lab);
     let mut stopped = Ok(());
-    for machine in session.machines.blueprint().machines.iter().rev() {
-        let name = machine.name.as_str();
+    let blueprint = session.machines.blueprint();
+    let mut machines: Vec<&Machine> = blueprint.all().collect();
+    machines.sort_by_key(|machine| std::cmp::Reverse(blueprint.level(machine)));
+    for machine in machines {
         if told.cancel().is_cancelled() {
             break;
         }
-        match stop(&session, name, &ledger, &told).await {
+        match stop(&session, machine, &ledger, &told).await {
             // Its host is off, and so is it.
             Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {}
+            // The lab goes down without it.
+            Err(error) if blueprint.is_orphaned(machine) => {
+                let text =
+                    format!("{} was not stopped: {error}", guests::orphan(blueprint, machine));
+                told.feed.notice(Level::Warning, text);
+            }
             Err(error) => {
                 stopped = Err(error);
                 break;
@@ -49,8 +58,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     stopped.map(|()| ExitCode::SUCCESS)
 }
 
-async fn stop(session: &Session, name: &str, ledger: &Ledger, told: &Told) -> Result<()> {
-    let seat = session.machines.seat(name).await?;
+async fn stop(session: &Session, machine: &Machine, ledger: &Ledger, told: &Told) -> Result<()> {
+    let name = machine.name.as_str();
+    let seat = session.machines.seat_of(machine).await?;
     match seat.inspect().await?.map(|actual| actual.power) {
         None | Some(Power::Off | Power::Saved) => {
             told.feed.notice(Level::Info, format!("{name} is off"));
@@ -58,10 +68,13 @@ async fn stop(session: &Session, name: &str, ledger: &Ledger, told: &Told) -> Re
         }
         Some(_) => {}
     }
-    let grace = Stop::Graceful(session.machines.patience(name).await?.limit(GRACE));
+    let grace = Stop::Graceful(session.machines.patience_of(machine).await?.limit(GRACE));
     let stop = async |feed: &Feed| {
         seat.hypervisor.stop(&*seat.host, &seat.machine.spec, grace, feed).await?;
-        ledger.stopped(name).await?;
+        // Another guest may have its name now.
+        if session.machines.blueprint().known(name)? == machine {
+            ledger.stopped(name).await?;
+        }
         session.machines.forget(name).await;
         Ok(())
     };

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use console::style;
 
+use crate::plan::{Blueprint, Machine};
+use crate::recipe::LabName;
 use crate::recipe::budget::{GuestView, WayOut};
 
 /// Returns several lines for each guest: what it is, then each value and, if it was derived, why.
@@ -31,6 +33,32 @@ pub(crate) fn lines(guests: &[GuestView]) -> String {
         }
     }
     out
+}
+
+/// Returns in a sentence which guests of the lab its recipe has no more, if there are any.
+pub(crate) fn orphaned(blueprint: &Blueprint, lab: &LabName) -> Option<String> {
+    let names: Vec<String> =
+        blueprint.dropped.iter().map(|machine| orphan(blueprint, machine)).collect();
+    let are = match names.as_slice() {
+        [] => return None,
+        [_] => "is orphaned: it is",
+        _ => "are orphaned: they are",
+    };
+    let names = names.join(", ");
+    Some(format!(
+        "{names} {are} not in the recipe any more; `nestlab destroy {lab} --orphaned` removes what is left"
+    ))
+}
+
+/// Returns the name of an orphaned guest, and where it is.
+pub(crate) fn orphan(blueprint: &Blueprint, machine: &Machine) -> String {
+    let place = blueprint.place(machine);
+    let on = match place.inside.last() {
+        Some((parent, _)) => parent.to_string(),
+        None if place.l0 == blueprint.l0() => "L0".to_owned(),
+        None => place.l0.to_string(),
+    };
+    format!("{} in {} on {on}", machine.name, machine.outer)
 }
 
 /// Returns a line for each Host Key: which it is, what it leaves, and why it is this one.

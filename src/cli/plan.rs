@@ -15,9 +15,11 @@ use crate::error::Result;
 use crate::event::Feed;
 use crate::host::{Command, quote};
 use crate::lab::Labs;
-use crate::plan::{self, Check, Context, Plan, StepId, World, recovery};
+use crate::plan::{
+    self, Blueprint, Check, Context, Machine, Plan, RecipeSource, StepId, World, recovery,
+};
 use crate::recipe::budget::{GuestView, WayOut};
-use crate::recipe::{LabName, Recipe};
+use crate::recipe::{HypervisorKind, LabName, Recipe};
 
 /// Show what `up` would do, and why; change nothing
 ///
@@ -49,6 +51,22 @@ struct Answer {
     /// The Host Key of every VirtualBox, the outermost first.
     host_keys: Vec<WayOut>,
     steps: Vec<StepView>,
+    /// The guests that the lab has and its recipe has no more.
+    orphaned: Vec<OrphanView>,
+    #[serde(skip)]
+    about_orphans: Option<String>,
+}
+
+/// One of `orphaned` in the JSON answer.
+#[derive(Serialize)]
+struct OrphanView {
+    name: String,
+    hypervisor: HypervisorKind,
+    vm: String,
+    /// `this machine` or `user@host`.
+    l0: String,
+    /// The guest that it is inside of.
+    parent: Option<String>,
 }
 
 /// One of `steps` in the JSON answer.
@@ -70,11 +88,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let recipe = Recipe::load(&args.recipe)?;
     let name = args.lab.as_ref().unwrap_or(&recipe.name).clone();
     let lab = Labs::at(&globals.state_dir).planned(&name);
+    RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
     let world = Arc::new(World::open(recipe, &lab, &globals.cache_dir).await?);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
     let cancel = CancellationToken::new();
     let checks = engine::check(&plan, Feed::silent(), cancel.clone()).await?;
     let context = Context::looking(Feed::silent(), cancel);
+    let blueprint = world.machines.blueprint();
     let answer = Answer {
         schema: 1,
         lab: name.to_string(),
@@ -82,6 +102,8 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         guests: world.budget.view(&world.recipe),
         host_keys: world.budget.ways_out(&world.recipe),
         steps: views(&plan, checks, &context).await?,
+        orphaned: orphans(blueprint),
+        about_orphans: guests::orphaned(blueprint, &name),
     };
     if globals.json {
         output::print_json(&answer)?;
@@ -89,6 +111,20 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         output::print(&text(&answer))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn orphans(blueprint: &Blueprint) -> Vec<OrphanView> {
+    let view = |machine: &Machine| {
+        let place = blueprint.place(machine);
+        OrphanView {
+            name: machine.name.to_string(),
+            hypervisor: machine.outer,
+            vm: machine.spec.vm.clone(),
+            l0: place.l0.to_string(),
+            parent: place.inside.last().map(|(parent, _)| parent.to_string()),
+        }
+    };
+    blueprint.dropped.iter().map(view).collect()
 }
 
 async fn views(
@@ -141,6 +177,9 @@ fn text(answer: &Answer) -> String {
         for command in &step.commands {
             let _ = writeln!(out, "      {}", style(shown(command)).dim());
         }
+    }
+    if let Some(orphans) = &answer.about_orphans {
+        let _ = writeln!(out, "\n{}", style(orphans).yellow());
     }
     if open == 0 {
         out.push_str("\nnothing to do\n");

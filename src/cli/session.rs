@@ -56,7 +56,7 @@ fn l0_of(blueprint: &Blueprint, lab: &Lab) -> Result<HostRef> {
             let destination = destination
                 .parse()
                 .map_err(|error: String| Error::new(Kind::Io, error).context("L0 of the lab"))?;
-            l0::over_ssh(&destination, lab)
+            l0::over_ssh(&destination, l0::NAME, lab)
         }
     }
 }

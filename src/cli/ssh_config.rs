@@ -31,7 +31,12 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             .hint("`nestlab ssh GUEST` leads there"));
     }
     let mut text = String::new();
-    for machine in &session.machines.blueprint().machines {
+    let blueprint = session.machines.blueprint();
+    // Of several with one name, the alias is the recipe's.
+    let named = |machine: &&Machine| {
+        blueprint.known(machine.name.as_str()).is_ok_and(|named| named == *machine)
+    };
+    for machine in blueprint.all().filter(named) {
         match section(&session, machine).await {
             Ok(section) => text.push_str(&section.unwrap_or_default()),
             // What stands on a guest that is not up is not up either.
@@ -47,7 +52,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 /// cannot fail.
 async fn section(session: &Session, machine: &Machine) -> Result<Option<String>> {
     let Some(login) = &machine.login else { return Ok(None) };
-    let seat = session.machines.seat(machine.name.as_str()).await?;
+    let seat = session.machines.seat_of(machine).await?;
     if seat.inspect().await?.map(|actual| actual.power) != Some(Power::Running) {
         return Ok(None);
     }
@@ -59,7 +64,8 @@ async fn section(session: &Session, machine: &Machine) -> Result<Option<String>>
     let mut out = format!("Host {alias}\n");
     let _ = writeln!(out, "  HostName {host}\n  Port {port}\n  User {}", login.user);
     let _ = writeln!(out, "  IdentityFile \"{key}\"\n  IdentitiesOnly yes");
-    let _ = writeln!(out, "  HostKeyAlias {alias}\n  UserKnownHostsFile \"{}\"", known.path());
+    let pinned = known.name_of(machine.name.as_str(), login.host_key_injected);
+    let _ = writeln!(out, "  HostKeyAlias {pinned}\n  UserKnownHostsFile \"{}\"", known.path());
     if let Some(parent) = &machine.parent {
         let _ = writeln!(out, "  ProxyJump {}", known.alias(parent.as_str()));
     }

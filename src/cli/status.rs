@@ -49,6 +49,10 @@ struct GuestView {
     name: String,
     level: u32,
     parent: String,
+    /// Whether the recipe has it no more, or not there.
+    orphaned: bool,
+    /// The machine that it is on, if that is the lab's L0 no more: `this machine` or `user@host`.
+    former_l0: Option<String>,
     /// `running`, `off`, `absent`, `paused`, `saved`, `crashed`, `unknown` or the hypervisor's own word.
     state: String,
     /// Whether evidence was seen that it is up, since it was last started.
@@ -132,7 +136,7 @@ async fn view(lab: Lab) -> Result<LabView> {
     if Blueprint::of(&lab)?.is_some() {
         let session = Session::of(lab)?;
         // One after another: a hypervisor that is slow enough answers one at a time.
-        for machine in &session.machines.blueprint().machines {
+        for machine in session.machines.blueprint().all() {
             guests.push(guest(&session, machine, &known, here).await);
         }
     }
@@ -156,11 +160,17 @@ async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool)
         }
         Err(error) => Seen::unknown(format!("unknown: {}", error.message())),
     };
-    let ready = known.ready.get(name).filter(|_| state == "running");
+    let blueprint = session.machines.blueprint();
+    let (orphaned, place) = (blueprint.is_orphaned(machine), blueprint.place(machine));
+    // What is known by a name is known of the guest that has it first.
+    let is_named = blueprint.known(name).is_ok_and(|named| named == machine);
+    let ready = known.ready.get(name).filter(|_| state == "running" && is_named);
     GuestView {
         name: name.to_owned(),
-        level: session.machines.blueprint().level(machine),
+        level: blueprint.level(machine),
         parent: machine.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
+        orphaned,
+        former_l0: (place.l0 != blueprint.l0()).then(|| place.l0.to_string()),
         ready: ready.is_some(),
         evidence: ready.map(|ready| ready.evidence.clone()),
         state,
@@ -171,16 +181,17 @@ async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool)
             .iter()
             .map(|card| (card.network.clone(), format!("{}/24", card.address)))
             .collect(),
-        drift,
+        // It is to be removed, not brought to what the recipe says.
+        drift: if orphaned { Vec::new() } else { drift },
     }
 }
 
 /// Returns, once the host of `machine` has been silent for too long, what to say of it.
 async fn overdue(session: &Session, machine: &Machine) -> Error {
     let machines = &session.machines;
-    let (host, patience) = match &machine.parent {
+    let (host, patience) = match machines.blueprint().host_of(machine) {
         // Asking for it finds out what is on the way to the guest's host, as the look does just now.
-        Some(parent) => (parent.as_str(), machines.patience(parent.as_str()).await),
+        Some(around) => (around.name.as_str(), machines.patience_of(around).await),
         None => (machines.l0().name(), Ok(Patience::new(machines.blueprint().patience))),
     };
     let limit = patience.unwrap_or(Patience::NATIVE).limit(ONE_LOOK);
@@ -189,7 +200,7 @@ async fn overdue(session: &Session, machine: &Machine) -> Error {
 }
 
 async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
-    let seat = session.machines.seat(machine.name.as_str()).await?;
+    let seat = session.machines.seat_of(machine).await?;
     let actual = seat.inspect().await?;
     let values_known = !session.machines.blueprint().recalled;
     let drift = actual.as_ref().filter(|_| values_known).map(|actual| drift(&seat, actual));
@@ -261,12 +272,20 @@ fn text(lab: &LabView) -> String {
         for (network, address) in &guest.networks {
             let _ = write!(out, "  {}", style(format!("{network} {address}")).dim());
         }
+        if guest.orphaned {
+            let on = guest.former_l0.as_ref().map(|l0| format!(" on {l0}")).unwrap_or_default();
+            let _ = write!(out, "  {}", style(format!("orphaned{on}")).yellow());
+        }
         out.push('\n');
         for drift in &guest.drift {
             let actual = drift.actual.as_deref().unwrap_or("none");
             let line = format!("{}: {actual} → {}", drift.setting, drift.wanted);
             let _ = writeln!(out, "{indent}  {}", style(line).yellow());
         }
+    }
+    if lab.guests.iter().any(|guest| guest.orphaned) {
+        let remedy = format!("`nestlab destroy {} --orphaned` removes it", lab.lab);
+        let _ = writeln!(out, "  orphaned: not in the recipe any more; {remedy}");
     }
     if lab.guests.iter().any(|guest| !guest.drift.is_empty()) {
         let _ = writeln!(out, "  changed since (is → was made): `nestlab up` changes it back");

@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::{self, Blueprint, Images, World, blueprint, l0, recovery};
+use crate::plan::ground::Ground;
+use crate::plan::{self, Blueprint, Images, RecipeSource, World, l0, recovery};
 use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -18,7 +19,8 @@ use crate::report::RunLog;
 /// Build a lab, or bring it to what its recipe says
 ///
 /// Runs only what is needed: a second `up` finds nothing to do, and one that was interrupted goes on
-/// where it stopped.
+/// where it stopped. A lab stays with its recipe: another file with the same `name` is refused unless `--lab`
+/// names the lab.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -55,6 +57,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let name = args.lab.as_ref().unwrap_or(&recipe.name);
     let lab = Labs::at(&globals.state_dir).create(name, recipe.source().text())?;
     let held = lab.lock(command_line())?;
+    RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
     let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
     let built = build(recipe, &lab, &held, &args, globals, &told).await;
     let explained = match &built {
@@ -104,10 +107,8 @@ async fn build(
     recovery::before_building(blueprint, lab, &journal).await?;
     held.keep_recipe(&text)?;
     blueprint.keep(held, &journal).await?;
-    for dropped in &blueprint.dropped {
-        let what = format!("{} in {} is not in the recipe any more", dropped.name, dropped.outer);
-        let until = format!("its VM stays until `nestlab destroy {}`", lab.name());
-        told.feed.notice(Level::Warning, format!("{what}: {until}"));
+    if let Some(text) = guests::orphaned(blueprint, lab.name()) {
+        told.feed.notice(Level::Warning, text);
     }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
     if globals.json
@@ -124,7 +125,8 @@ async fn build(
 /// that is begun, every step has its own check.
 async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
-    let directory = doctor::nearest_folder(&*l0, &blueprint::l0_directory(recipe, lab)).await?;
+    let ground = Ground::of(recipe, lab, &*l0).await?;
+    let directory = doctor::nearest_folder(&*l0, &ground.directory).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
     let needs = Needs { forced: args.force.iter().cloned().collect(), ..needs };
     if args.prepare_host {

@@ -25,7 +25,7 @@ pub mod signals;
 pub mod state;
 
 pub use check::check;
-pub use removal::{Removal, remove_all};
+pub use removal::{Removal, remove, remove_all};
 pub use retry::Retry;
 pub use run::{Options, Summary, run};
 pub use signals::{Running, Signals};

@@ -46,8 +46,19 @@ pub async fn remove_all(
     feed: &Feed,
     cancel: &CancellationToken,
 ) -> Removal {
+    remove(journal, journal.resources(), remover, feed, cancel).await
+}
+
+/// Removes `resources`, the newest first, as [`remove_all`] does.
+pub async fn remove(
+    journal: &Journal,
+    resources: Vec<Resource>,
+    remover: &dyn Remover,
+    feed: &Feed,
+    cancel: &CancellationToken,
+) -> Removal {
     let mut removal = Removal::default();
-    let mut waiting = VecDeque::from(outermost_first(journal.resources()));
+    let mut waiting = VecDeque::from(outermost_first(resources));
     while let Some(resource) = waiting.pop_front() {
         if cancel.is_cancelled() {
             let error = Error::new(Kind::Interrupted, "interrupted")

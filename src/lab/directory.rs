@@ -9,6 +9,7 @@ use super::keys::LabKeys;
 use super::known_hosts::KnownHosts;
 use super::lock::{self, Holder, LabLock};
 use super::private::{self, Writing};
+use super::reservations::Reservations;
 use super::resources::{self, Resource};
 use super::status::Status;
 use crate::error::{Error, Kind, Result};
@@ -191,6 +192,11 @@ impl Labs {
         })
     }
 
+    /// Returns the names and ports that labs of this state directory have reserved.
+    pub fn reservations(&self) -> Reservations {
+        Reservations::at(&self.state)
+    }
+
     /// Removes what an interrupted removal of a lab left; returns how many directories.
     pub fn sweep(&self) -> Result<usize> {
         let mut swept = 0;
@@ -339,7 +345,7 @@ impl Lab {
         Ok(Status::from_records(&self.read_journal()?.records))
     }
 
-    /// Removes the lab's directory. What the lab made elsewhere must be gone before. A file that nestlab did
+    /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before. A file that nestlab did
     /// not make stays, in its place: returns the paths of these.
     ///
     /// # Errors
@@ -361,6 +367,7 @@ impl Lab {
             )
             .hint(format!("nestlab destroy {}", self.name)));
         }
+        self.labs.reservations().release(&self.name)?;
         let foreign = self.foreign()?;
         if foreign.is_empty() {
             let doomed = self.labs.directory().join(format!("{REMOVED}{}", Uuid::new_v4()));

@@ -40,6 +40,19 @@ impl LabKeys {
         self.directory.join(format!("host-{guest}")).is_file()
     }
 
+    /// Removes the host key of `guest`, if there is one.
+    pub fn remove_host_key(&self, guest: &str) -> Result<()> {
+        for name in [format!("host-{guest}"), format!("host-{guest}.pub")] {
+            match fs_err::remove_file(self.directory.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Returns where the user's private key lies, for the user's own ssh.
     pub fn user_path(&self) -> Utf8PathBuf {
         self.directory.join("user")

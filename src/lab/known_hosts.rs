@@ -31,6 +31,12 @@ impl KnownHosts {
         self.directory.join(NAME)
     }
 
+    /// Returns the name under which the key of `guest` is known: its alias, or for a key that was pinned when
+    /// it was first seen the guest's name.
+    pub fn name_of(&self, guest: &str, injected: bool) -> String {
+        if injected { self.alias(guest) } else { guest.to_owned() }
+    }
+
     /// Returns the alias of `guest`, such as `l1.demo.nestlab`.
     pub fn alias(&self, guest: &str) -> String {
         format!("{guest}.{}.nestlab", self.lab)
@@ -56,6 +62,7 @@ impl KnownHosts {
     pub fn remove(&self, guest: &str) -> Result<()> {
         self.change(|lines| {
             lines.remove(&self.alias(guest));
+            lines.remove(guest);
         })
     }
 

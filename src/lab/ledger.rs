@@ -38,6 +38,11 @@ impl Ledger {
         self.journal()?.append(Entry::Removed { resource }).await
     }
 
+    /// Records that `resource` stays where it is when the lab ends.
+    pub async fn left(&self, resource: Resource) -> Result<()> {
+        self.journal()?.append(Entry::Left { resource }).await
+    }
+
     /// Records what a change is about to overwrite of a VM that existed before.
     pub async fn former(
         &self,

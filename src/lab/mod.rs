@@ -11,6 +11,7 @@
 //! | [`keys`], [`known_hosts`] | the lab's SSH keys, and their public halves for the user's own ssh |
 //! | [`record`], [`journal`], [`ledger`] | what was intended, done and made |
 //! | [`resources`] | what exists because of this lab, from the journal |
+//! | [`reservations`] | names and ports that no other lab may take |
 //! | [`status`] | the last known state, from the journal |
 //! | [`bundle`] | what helps to understand a failure, in one archive without secrets |
 //! | [`leftovers`] | what labs left behind that nobody works on any more |
@@ -29,6 +30,7 @@ pub mod leftovers;
 pub mod lock;
 pub mod private;
 pub mod record;
+pub mod reservations;
 pub mod resources;
 pub mod status;
 
@@ -39,5 +41,6 @@ pub use known_hosts::KnownHosts;
 pub use ledger::Ledger;
 pub use lock::{Holder, LabLock};
 pub use record::{Entry, Outcome, Record};
+pub use reservations::{Claim, Reservations};
 pub use resources::Resource;
 pub use status::{Status, StepState};

@@ -83,6 +83,11 @@ pub enum Entry {
         /// The thing.
         resource: Resource,
     },
+    /// A thing that this lab made is left where it is, since the user wanted the lab to end without it.
+    Left {
+        /// The thing.
+        resource: Resource,
+    },
     /// The settings of a VM that existed before, as they were before nestlab's first change.
     Former {
         /// The VM's host.

@@ -80,7 +80,9 @@ pub fn remaining(records: &[Record]) -> Vec<Resource> {
             Entry::Creating { resource, .. } if !made.contains(resource) => {
                 made.push(resource.clone());
             }
-            Entry::Removed { resource } => made.retain(|known| known != resource),
+            Entry::Removed { resource } | Entry::Left { resource } => {
+                made.retain(|known| known != resource);
+            }
             _ => {}
         }
     }

@@ -110,6 +110,7 @@ impl Status {
                 self.ready.remove(guest);
             }
             Entry::Creating { .. }
+            | Entry::Left { .. }
             | Entry::Removed { .. }
             | Entry::Former { .. }
             | Entry::Restored { .. }

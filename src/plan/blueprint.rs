@@ -9,8 +9,11 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::ground::Ground;
 use super::images::Images;
+use super::place::{L0, Place};
 use super::recall;
+use super::source::RecipeSource;
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
 use crate::image::build::seed;
@@ -34,7 +37,7 @@ const FILE: &str = "machines.json";
 const SSH_FORWARD: &str = "nestlab-ssh";
 
 /// Where a lab's files lie on a machine that nestlab enters as root.
-const ROOT_DIRECTORY: &str = "/var/lib/nestlab";
+pub(super) const ROOT_DIRECTORY: &str = "/var/lib/nestlab";
 
 /// Every machine of a lab.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,9 +51,21 @@ pub struct Blueprint {
     pub l0_host_key: Option<HostKey>,
     /// The guests, each after its parent.
     pub machines: Vec<Machine>,
-    /// Guests that the recipe had once, whose VMs are still to be removed.
+    /// Guests that the recipe had once, or had elsewhere, whose VMs are still there.
     #[serde(default)]
     pub dropped: Vec<Machine>,
+    /// The machine that the journal calls `L0`, if that is not the lab's L0 any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_l0: Option<L0>,
+    /// The folder of the lab's files on an L0 that is another machine; left out: where older nestlabs had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l0_folder: Option<Utf8PathBuf>,
+    /// What tells this user's VMs from another's on an L0 that is another machine; older nestlabs had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The recipe that the lab was last built by; older nestlabs did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<RecipeSource>,
     /// Whether only names, hosts and folders are known, as of a lab whose `machines.json` was lost: enough
     /// to look for its VMs, stop and remove them. All other values mean nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -95,6 +110,9 @@ pub struct Machine {
     /// Its place in the networks that it shares with guests beside it.
     #[serde(default)]
     pub network: seed::Network,
+    /// Where its VM is, if the recipe has it no more, or not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
 }
 
 /// The image of a machine, and in which form it is given to the hypervisor.
@@ -126,19 +144,31 @@ pub struct Login {
 impl Blueprint {
     /// Returns the blueprint of `recipe` with the values of `budget`, for the lab `lab`.
     pub fn draw(recipe: &Recipe, budget: &Budget, images: &Images, lab: &Lab) -> Result<Self> {
+        Blueprint::draw_on(recipe, budget, images, lab, &Ground::here(lab))
+    }
+
+    /// The same, with L0's part of the lab at `ground`.
+    pub(super) fn draw_on(
+        recipe: &Recipe,
+        budget: &Budget,
+        images: &Images,
+        lab: &Lab,
+        ground: &Ground,
+    ) -> Result<Self> {
         let mut machines: Vec<Machine> = Vec::new();
         let mut directories = BTreeMap::new();
         for (guest, values) in recipe.guests().iter().zip(&budget.guests) {
             let login = login(guest, images.manifest(&values.name));
             let on = match &guest.parent {
-                None => l0_directory(recipe, lab),
+                None => ground.directory.clone(),
                 Some(parent) => Utf8PathBuf::clone(&directories[parent]),
             };
             let inside =
                 remote_directory(login.as_ref().map(|login| login.user.as_str()), lab.name());
             directories.insert(values.name.clone(), inside);
             let manifest = images.manifest(&values.name);
-            let draft = Draft { recipe, budget, guest, values, manifest, lab: lab.name() };
+            let owner = ground.owner.as_deref().filter(|_| guest.parent.is_none());
+            let draft = Draft { recipe, budget, guest, values, manifest, lab: lab.name(), owner };
             machines.push(draft.machine(&on, login));
         }
         Ok(Blueprint {
@@ -148,20 +178,41 @@ impl Blueprint {
             l0_host_key: recipe.host.host_key.as_ref().map(|key| key.value.clone()),
             machines,
             dropped: Vec::new(),
+            first_l0: None,
+            l0_folder: ground.owner.as_ref().map(|_| ground.directory.clone()),
+            owner: ground.owner.clone(),
+            recipe: RecipeSource::of(recipe),
             recalled: false,
         })
     }
 
     /// Returns the blueprint of `machines` of which no more than names, hosts and folders is known.
-    pub(super) fn recalled(l0_ssh: Option<String>, patience: f64, machines: Vec<Machine>) -> Self {
-        let dropped = Vec::new();
+    pub(super) fn recalled(
+        lab: &Lab,
+        l0_ssh: Option<String>,
+        patience: f64,
+        machines: Vec<Machine>,
+    ) -> Self {
+        let mut outermost = machines.iter().filter(|machine| {
+            machine.parent.is_none() && machine.place.is_none() && !machine.is_existing()
+        });
+        let folder = outermost.next().and_then(|machine| machine.spec.directory.parent());
+        let l0_folder = folder.filter(|_| l0_ssh.is_some()).map(Utf8Path::to_owned);
+        let owner = l0_folder.as_ref().and_then(|folder| {
+            let owner = folder.file_name()?.strip_prefix(lab.name().as_str())?;
+            owner.strip_prefix('-').map(str::to_owned)
+        });
         Blueprint {
             schema: SCHEMA,
             l0_ssh,
             patience,
             l0_host_key: None,
             machines,
-            dropped,
+            dropped: Vec::new(),
+            first_l0: None,
+            l0_folder,
+            owner,
+            recipe: None,
             recalled: true,
         }
     }
@@ -172,7 +223,9 @@ impl Blueprint {
     /// [`Kind::Usage`] with the machines that there are.
     pub fn machine(&self, name: &str) -> Result<&Machine> {
         self.machines.iter().find(|machine| machine.name.as_str() == name).ok_or_else(|| {
-            let names: Vec<_> = self.machines.iter().map(|machine| machine.name.as_str()).collect();
+            let mut names: Vec<_> = self.all().map(|machine| machine.name.as_str()).collect();
+            let mut seen = std::collections::BTreeSet::new();
+            names.retain(|name| seen.insert(*name));
             Error::new(Kind::Usage, format!("the lab has no guest `{}`", name.escape_debug()))
                 .hint(format!("its guests are {}", names.join(", ")))
         })
@@ -180,16 +233,8 @@ impl Blueprint {
 
     /// Returns the level of `machine`: 1 for a guest of L0.
     pub fn level(&self, machine: &Machine) -> u32 {
-        let parent = |machine: &Machine| {
-            let parent = machine.parent.as_ref()?;
-            self.machines.iter().find(|other| other.name == *parent)
-        };
-        let mut level = 1;
-        let mut next = parent(machine);
-        while let Some(machine) = next {
-            (level, next) = (level + 1, parent(machine));
-        }
-        level
+        let around = self.place(machine).inside.len();
+        u32::try_from(around).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     /// Returns what runs the outermost guests.
@@ -259,10 +304,11 @@ impl Blueprint {
 
     /// Returns the blueprint with the files on this machine in the lab's folder, which was perhaps moved.
     fn in_folder_of(mut self, lab: &Lab) -> Self {
-        if self.l0_ssh.is_some() {
-            return self;
-        }
-        let outermost = |machine: &&mut Machine| machine.parent.is_none();
+        let here = self.l0_ssh.is_none();
+        let outermost = |machine: &&mut Machine| {
+            let there = machine.place.as_ref();
+            machine.parent.is_none() && there.map_or(here, |place| place.l0 == L0::ThisMachine)
+        };
         for machine in self.machines.iter_mut().chain(&mut self.dropped).filter(outermost) {
             let disks = machine.spec.directory.parent().map(Utf8Path::to_owned);
             let Some(disks) = disks.filter(|disks| disks.file_name() == Some(DISKS)) else {
@@ -328,14 +374,6 @@ fn path(lab: &Lab) -> Utf8PathBuf {
     lab.directory().join(FILE)
 }
 
-/// Returns where the guests' files lie on L0: in the lab, or where a lab's files lie on another machine.
-pub fn l0_directory(recipe: &Recipe, lab: &Lab) -> Utf8PathBuf {
-    match &recipe.host.ssh {
-        None => lab.disks(),
-        Some(ssh) => remote_directory(ssh.user.as_ref().map(|user| user.as_str()), lab.name()),
-    }
-}
-
 /// Where the lab's files lie on a machine that is entered as `user`; an absolute path, since commands
 /// there start in no particular folder.
 pub(super) fn remote_directory(user: Option<&str>, lab: &LabName) -> Utf8PathBuf {
@@ -397,10 +435,20 @@ pub(super) struct Draft<'a> {
     pub(super) guest: &'a Guest,
     pub(super) values: &'a GuestBudget,
     manifest: Option<&'a Manifest>,
-    pub(super) lab: &'a LabName,
+    lab: &'a LabName,
+    /// What tells this user's guests from another's on their host.
+    owner: Option<&'a str>,
 }
 
 impl Draft<'_> {
+    /// Returns what the names of the lab's things on the guest's host begin with.
+    pub(super) fn prefix(&self) -> String {
+        match self.owner {
+            None => format!("nestlab-{}", self.lab),
+            Some(owner) => format!("nestlab-{}-{owner}", self.lab),
+        }
+    }
+
     fn machine(&self, on: &Utf8Path, login: Option<Login>) -> Machine {
         let values = self.values;
         let image = self.manifest.map(|manifest| MachineImage {
@@ -428,6 +476,7 @@ impl Draft<'_> {
             host_key: values.host_key.as_ref().map(|key| key.value.clone()),
             packages: self.guest.packages.iter().map(ToString::to_string).collect(),
             network,
+            place: None,
         }
     }
 
@@ -441,7 +490,7 @@ impl Draft<'_> {
         GuestSpec {
             vm: match &self.guest.source {
                 GuestSource::Existing { vm, .. } => vm.to_string(),
-                GuestSource::Image(_) => format!("nestlab-{}-{}", self.lab, values.name),
+                GuestSource::Image(_) => format!("{}-{}", self.prefix(), values.name),
             },
             directory: directory.to_owned(),
             origin: self.origin(directory, image),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::place::L0;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::host::facts::{self, Facts};
@@ -30,16 +31,32 @@ pub fn local() -> HostRef {
 pub fn of(recipe: &Recipe, lab: &Lab) -> Result<HostRef> {
     match &recipe.host.ssh {
         None => Ok(local()),
-        Some(destination) => over_ssh(destination, lab),
+        Some(destination) => over_ssh(destination, NAME, lab),
     }
 }
 
-/// Returns the machine at `destination` as L0, entered with the user's own agent or key; its host key is
+/// Returns the machine `place`, which is L0 of `lab` no more.
+///
+/// # Errors
+/// As [`over_ssh`].
+pub(super) fn former(place: &L0, lab: &Lab) -> Result<HostRef> {
+    match place {
+        L0::ThisMachine => Ok(faults::host(Arc::new(Local::called("this machine")))),
+        L0::Ssh(destination) => {
+            let parsed = destination.parse().map_err(|error: String| {
+                Error::new(Kind::Io, error).context("a former L0 of the lab")
+            })?;
+            over_ssh(&parsed, destination, lab)
+        }
+    }
+}
+
+/// Returns the machine at `destination`, an L0 that messages call `name`, entered with the user's own agent or key; its host key is
 /// judged by the user's `known_hosts`.
 ///
 /// # Errors
 /// [`Kind::Usage`] if no user or home directory is known.
-pub fn over_ssh(destination: &SshDestination, lab: &Lab) -> Result<HostRef> {
+pub fn over_ssh(destination: &SshDestination, name: &str, lab: &Lab) -> Result<HostRef> {
     let home = std::env::home_dir().and_then(|home| Utf8PathBuf::from_path_buf(home).ok());
     let user = match &destination.user {
         Some(user) => user.to_string(),
@@ -52,7 +69,7 @@ pub fn over_ssh(destination: &SshDestination, lab: &Lab) -> Result<HostRef> {
         .as_ref()
         .map_or_else(|| lab.known_hosts().path().to_owned(), |home| home.join(".ssh/known_hosts"));
     Ok(Arc::new(Ssh::new(SshTarget {
-        name: NAME.to_owned(),
+        name: name.to_owned(),
         user,
         key: own_key(home.as_deref()),
         host_key: HostKeyPolicy::KnownHosts { file: known, accept_new: false },

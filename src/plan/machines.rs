@@ -12,6 +12,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::blueprint::{Blueprint, Login, Machine};
+use super::l0;
+use super::place::L0;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::guest::readiness::Outside;
@@ -31,7 +33,10 @@ pub struct Machines {
     lab: Lab,
     blueprint: Blueprint,
     l0: HostRef,
+    /// The machines that were L0 before, once they are asked for.
+    former_l0s: Mutex<BTreeMap<L0, HostRef>>,
     drivers: Drivers,
+    /// By what tells each guest from all others.
     sessions: Mutex<BTreeMap<String, Arc<Ssh>>>,
     /// What each host runs guests with, by the host's name: probed once, since that runs a guest.
     probes: Mutex<BTreeMap<(String, HypervisorKind), ProbeCell>>,
@@ -42,6 +47,8 @@ pub struct Machines {
 pub struct Seat {
     /// The host that runs it.
     pub host: HostRef,
+    /// What the journal calls that host.
+    pub recorded: String,
     /// What runs it there.
     pub hypervisor: HypervisorRef,
     /// The guest.
@@ -63,8 +70,8 @@ impl Seat {
 impl Machines {
     /// Returns the machines of `blueprint` in `lab`, with `l0` as L0.
     pub fn new(lab: Lab, blueprint: Blueprint, l0: HostRef, drivers: Drivers) -> Self {
-        let (sessions, probes) = (Mutex::default(), Mutex::default());
-        Machines { lab, blueprint, l0, drivers, sessions, probes }
+        let (sessions, probes, former_l0s) = Default::default();
+        Machines { lab, blueprint, l0, former_l0s, drivers, sessions, probes }
     }
 
     /// Returns the blueprint.
@@ -104,30 +111,72 @@ impl Machines {
         Ok(faults::host(self.enter(name).await?))
     }
 
-    /// Returns `guest` as seen from the host that runs it.
+    /// Returns the machine `place`, which is the lab's L0 or was.
+    async fn l0_at(&self, place: &L0) -> Result<HostRef> {
+        if *place == self.blueprint.l0() {
+            return Ok(self.l0.clone());
+        }
+        let mut known = self.former_l0s.lock().await;
+        if let Some(host) = known.get(place) {
+            return Ok(host.clone());
+        }
+        let host = l0::former(place, &self.lab)?;
+        known.insert(place.clone(), host.clone());
+        Ok(host)
+    }
+
+    /// Returns the host that the journal calls `name`: an L0, or a guest that is up.
+    ///
+    /// # Errors
+    /// As [`Machines::host`].
+    pub(super) async fn host_in_journal(&self, name: &str) -> Result<HostRef> {
+        if name == l0::NAME {
+            return self.l0_at(&self.blueprint.l0_in_journal()).await;
+        }
+        let places = self.blueprint.all().map(|machine| self.blueprint.place(machine).l0);
+        match places.into_iter().find(|place| place.to_string() == name) {
+            Some(place) => self.l0_at(&place).await,
+            None => self.host(name).await,
+        }
+    }
+
+    /// Returns `guest` as seen from the host that runs it; one that the recipe has before one that it had.
     ///
     /// # Errors
     /// As [`Machines::host`] for the guest's host.
     pub async fn seat(&self, guest: &str) -> Result<Seat> {
-        let machine = self.blueprint.machine(guest)?;
-        let host = match &machine.parent {
-            None => self.l0.clone(),
-            Some(parent) => self.host(parent.as_str()).await?,
+        self.seat_of(self.blueprint.known(guest)?).await
+    }
+
+    /// Returns `machine` as seen from the host that runs it.
+    ///
+    /// # Errors
+    /// As [`Machines::host`] for the guest's host.
+    pub async fn seat_of(&self, machine: &Machine) -> Result<Seat> {
+        let host = match self.blueprint.host_of(machine) {
+            None => self.l0_at(&self.blueprint.place(machine).l0).await?,
+            Some(around) => faults::host(self.session(around).await?),
         };
         let hypervisor = self.driver(machine.outer);
-        Ok(Seat { host, hypervisor, machine: machine.clone() })
+        let recorded = self.blueprint.host_in_journal(machine);
+        Ok(Seat { host, recorded, hypervisor, machine: machine.clone() })
     }
 
     /// Returns the SSH session into `guest`, connected when it is first used.
     ///
     /// # Errors
     /// As [`Machines::host`]; [`Kind::Usage`] for a guest that nobody can enter.
-    pub fn enter<'a>(&'a self, guest: &'a str) -> BoxFuture<'a, Result<Arc<Ssh>>> {
+    pub async fn enter(&self, guest: &str) -> Result<Arc<Ssh>> {
+        self.session(self.blueprint.known(guest)?).await
+    }
+
+    fn session<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Result<Arc<Ssh>>> {
         async move {
-            if let Some(session) = self.sessions.lock().await.get(guest) {
+            let (guest, label) = (machine.name.as_str(), self.blueprint.label(machine));
+            if let Some(session) = self.sessions.lock().await.get(&label) {
                 return Ok(session.clone());
             }
-            let seat = self.seat(guest).await?;
+            let seat = self.seat_of(machine).await?;
             let login = seat.machine.login.clone().ok_or_else(|| no_login(guest))?;
             let power = seat.inspect().await?.map(|actual| actual.power);
             if power != Some(Power::Running) {
@@ -136,16 +185,16 @@ impl Machines {
             let spec = &seat.machine.spec;
             let address = seat.hypervisor.endpoint(&*seat.host, spec, login.port).await?;
             let target = SshTarget {
-                name: guest.to_owned(),
+                name: label.clone(),
                 user: login.user.clone(),
                 key: self.key(&login)?,
                 host_key: self.host_key(guest, &login)?,
                 via: Via::Through(seat.host.clone(), address),
-                patience: self.patience(guest).await?,
+                patience: self.patience_of(machine).await?,
             };
             let session = Arc::new(Ssh::new(target));
             let mut sessions = self.sessions.lock().await;
-            Ok(sessions.entry(guest.to_owned()).or_insert(session).clone())
+            Ok(sessions.entry(label).or_insert(session).clone())
         }
         .boxed()
     }
@@ -157,7 +206,7 @@ impl Machines {
         let mut gone = vec![guest.to_owned()];
         while let Some(name) = gone.pop() {
             sessions.remove(&name);
-            let inside = self.blueprint.machines.iter().filter(|machine| {
+            let inside = self.blueprint.all().filter(|machine| {
                 machine.parent.as_ref().is_some_and(|parent| parent.as_str() == name)
             });
             gone.extend(inside.map(|machine| machine.name.to_string()));
@@ -166,19 +215,24 @@ impl Machines {
 
     /// Returns what the hypervisor that runs `guest` is and can do.
     pub async fn probe(&self, guest: &str) -> Result<Arc<Probe>> {
-        let machine = self.blueprint.machine(guest)?;
-        let host = machine.parent.as_ref().map_or(self.l0.name(), |parent| parent.as_str());
-        self.probe_on(host, machine.outer).await
+        self.probe_of(self.blueprint.known(guest)?).await
+    }
+
+    async fn probe_of(&self, machine: &Machine) -> Result<Arc<Probe>> {
+        let host = self.seat_of(machine).await?.host;
+        self.probe_at(&host, machine.outer).await
     }
 
     /// Returns what the hypervisor `kind` on the host called `host` is and can do.
     pub async fn probe_on(&self, host: &str, kind: HypervisorKind) -> Result<Arc<Probe>> {
-        let key = (host.to_owned(), kind);
+        self.probe_at(&self.host(host).await?, kind).await
+    }
+
+    async fn probe_at(&self, host: &HostRef, kind: HypervisorKind) -> Result<Arc<Probe>> {
+        let key = (host.name().to_owned(), kind);
         let cell = self.probes.lock().await.entry(key).or_default().clone();
-        let probe = cell.get_or_try_init(|| async {
-            let host = self.host(host).await?;
-            Ok::<_, Error>(Arc::new(self.driver(kind).probe(&*host).await?))
-        });
+        let probe = cell
+            .get_or_try_init(|| async { Ok(Arc::new(self.driver(kind).probe(&**host).await?)) });
         probe.await.cloned()
     }
 
@@ -194,14 +248,18 @@ impl Machines {
     }
 
     /// Returns how patient to be with `guest`: as slow as every hypervisor around it together.
-    pub fn patience<'a>(&'a self, guest: &'a str) -> BoxFuture<'a, Result<Patience>> {
+    pub async fn patience(&self, guest: &str) -> Result<Patience> {
+        self.patience_of(self.blueprint.known(guest)?).await
+    }
+
+    /// Returns how patient to be with `machine`.
+    pub fn patience_of<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Result<Patience>> {
         async move {
-            let machine = self.blueprint.machine(guest)?;
-            let around = match &machine.parent {
-                Some(parent) => self.patience(parent.as_str()).await?,
+            let around = match self.blueprint.host_of(machine) {
+                Some(around) => self.patience_of(around).await?,
                 None => Patience::new(self.blueprint.patience),
             };
-            Ok(around.times(self.probe(guest).await?.patience.factor()))
+            Ok(around.times(self.probe_of(machine).await?.patience.factor()))
         }
         .boxed()
     }

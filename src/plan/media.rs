@@ -253,7 +253,7 @@ impl Action for Place {
 pub(super) fn vm_of(seat: &Seat) -> Resource {
     let machine = &seat.machine;
     Resource::Vm {
-        host: seat.host.name().to_owned(),
+        host: seat.recorded.clone(),
         guest: machine.name.to_string(),
         hypervisor: machine.outer,
         vm: machine.spec.vm.clone(),

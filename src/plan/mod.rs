@@ -8,10 +8,12 @@
 //! (`engine`) or shown (`report`, `cli`).
 
 mod action;
+mod adoption;
 pub mod blueprint;
 pub mod chain;
 mod dropped;
 pub mod graph;
+pub(crate) mod ground;
 pub mod images;
 pub mod l0;
 pub mod lock;
@@ -19,19 +21,23 @@ pub mod machines;
 mod media;
 mod network;
 mod pin;
+pub mod place;
 mod provision;
 mod recall;
 pub mod recovery;
 pub mod removal;
+pub mod source;
 pub mod step;
 mod vm;
 pub mod world;
 
 pub use blueprint::{Blueprint, Machine};
+pub use dropped::Remaining;
 pub use graph::Plan;
 pub use images::Images;
 pub use lock::Lock;
 pub use machines::{Machines, Seat};
 pub use removal::Remover;
+pub use source::RecipeSource;
 pub use step::{Check, Context, Step, StepId};
 pub use world::World;

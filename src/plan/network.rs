@@ -43,7 +43,7 @@ impl Draft<'_> {
     pub(super) fn name_of(&self, network: &NetworkName) -> String {
         let own = |values: &GuestBudget| values.links.iter().any(|link| link.network == *network);
         if self.sharing(network).all(own) {
-            format!("nestlab-{}-{network}", self.lab)
+            format!("{}-{network}", self.prefix())
         } else {
             network.to_string()
         }

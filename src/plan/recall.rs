@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::blueprint::{self, Blueprint, Login, Machine};
 use super::l0;
+use super::place::{L0, Place};
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Firmware, GuestSpec, Media, Origin, Subnet};
 use crate::image::build::seed;
@@ -41,6 +42,7 @@ pub(super) fn blueprint(lab: &Lab) -> Result<Option<Blueprint>> {
         machines.push(machine(lab, vm, &vms)?);
     }
     Ok(Some(Blueprint::recalled(
+        lab,
         recipe.and_then(|recipe| recipe.host.ssh.as_ref()).map(ToString::to_string),
         recipe.map_or(1.0, |recipe| recipe.patience),
         machines,
@@ -70,13 +72,10 @@ impl Blueprint {
     /// # Errors
     /// As [`machine`].
     pub(super) fn machine_of(&self, lab: &Lab, resource: &Resource) -> Result<Cow<'_, Machine>> {
-        if let Resource::Vm { guest, hypervisor, vm, .. } = resource
-            && let Ok(machine) = self.made(guest, *hypervisor, vm)
-            && (machine.outer, &machine.spec.vm) == (*hypervisor, vm)
-        {
-            return Ok(Cow::Borrowed(machine));
+        match self.made(resource) {
+            Ok(machine) if self.is_made_as(machine, resource) => Ok(Cow::Borrowed(machine)),
+            _ => machine(lab, resource, &[]).map(Cow::Owned),
         }
-        machine(lab, resource, &[]).map(Cow::Owned)
     }
 }
 
@@ -95,7 +94,8 @@ fn machine(lab: &Lab, resource: &Resource, vms: &[Resource]) -> Result<Machine> 
             Error::new(Kind::Io, format!("{path} has a guest called `{text}`, which cannot be"))
         })
     };
-    let parent = if host == l0::NAME { None } else { Some(name(host)?) };
+    let parent = host.parse().ok().filter(|_| host != l0::NAME);
+    let place = if parent.is_none() { former_l0(host) } else { None };
     let media = Media::Disk(directory.join(match hypervisor {
         HypervisorKind::VirtualBox => "disk.vdi",
         HypervisorKind::Qemu => "disk.qcow2",
@@ -121,7 +121,20 @@ fn machine(lab: &Lab, resource: &Resource, vms: &[Resource]) -> Result<Machine> 
         host_key: None,
         packages: Vec::new(),
         network,
+        place,
     })
+}
+
+/// Returns where a guest of `host` is, which the journal calls so and no guest is called: on the lab's L0, or
+/// on a machine that was that.
+fn former_l0(host: &str) -> Option<Place> {
+    let this = L0::ThisMachine.to_string();
+    let l0 = match host {
+        l0::NAME => return None,
+        host if host == this => L0::ThisMachine,
+        host => L0::Ssh(host.to_owned()),
+    };
+    Some(Place { l0, inside: Vec::new() })
 }
 
 /// Returns where the files of `lab` lie on a machine that nestlab enters as root.
@@ -162,6 +175,7 @@ fn existing(guest: &Guest) -> Option<Machine> {
         host_key: None,
         packages: Vec::new(),
         network: seed::Network::default(),
+        place: None,
     })
 }
 
@@ -181,6 +195,7 @@ fn spec(vm: String, directory: &Utf8Path, origin: Origin, seed: Option<Utf8PathB
         subnet: Subnet::new(10, 0, 2),
         forwards: Vec::new(),
         networks: Vec::new(),
+        reach_host: false,
         gui: false,
     }
 }

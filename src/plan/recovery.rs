@@ -36,8 +36,7 @@ pub async fn before_building(blueprint: &Blueprint, lab: &Lab, journal: &Journal
     let what = if Blueprint::find(lab)?.is_none_or(|found| found.lost.is_some()) {
         Some("and so are its machines".to_owned())
     } else {
-        let mut all = blueprint.machines.iter().chain(&blueprint.dropped);
-        all.find(|machine| machine.is_existing()).map(|machine| {
+        blueprint.all().find(|machine| machine.is_existing()).map(|machine| {
             format!("and may have had the former settings of the VM {}", machine.spec.vm)
         })
     };
@@ -64,17 +63,17 @@ pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) ->
     }
     let blueprint = machines.blueprint();
     record_all(blueprint, journal).await?;
-    for existing in blueprint.machines.iter().filter(|machine| machine.is_existing()) {
+    for existing in blueprint.all().filter(|machine| machine.is_existing()) {
         let vm = &existing.spec.vm;
         let text =
             format!("former settings of {vm} may have been in what is damaged: look at them");
         feed.notice(Level::Warning, text);
     }
-    let inner = blueprint.machines.iter().filter(|machine| machine.hypervisors().next().is_some());
+    let inner = blueprint.all().filter(|machine| machine.hypervisors().next().is_some());
     let hosts = inner.map(|machine| machine.name.as_str());
     for host in [l0::NAME].into_iter().chain(hosts) {
-        match machines.host(host).await {
-            Ok(reached) => find_on(machines, &*reached, journal, feed).await?,
+        match machines.host_in_journal(host).await {
+            Ok(reached) => find_on(machines, host, &*reached, journal, feed).await?,
             // What is in a VM that this lab made goes with the VM.
             Err(error) => {
                 feed.notice(Level::Warning, format!("{host} was not looked at: {error}"));
@@ -87,25 +86,20 @@ pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) ->
 /// Records that all VMs of `blueprint` that the lab makes may be there.
 async fn record_all(blueprint: &Blueprint, journal: &Journal) -> Result<()> {
     let ledger = Ledger::of_step(journal, "recover");
-    let made = blueprint.machines.iter().chain(&blueprint.dropped);
-    for machine in made.filter(|machine| !machine.is_existing()) {
-        ledger.creating(vm(machine)).await?;
+    for machine in blueprint.all().filter(|machine| !machine.is_existing()) {
+        ledger.creating(vm(blueprint, machine)).await?;
     }
     Ok(())
 }
 
-fn vm(machine: &Machine) -> Resource {
+fn vm(blueprint: &Blueprint, machine: &Machine) -> Resource {
     Resource::Vm {
-        host: host_of(machine).to_owned(),
+        host: blueprint.host_in_journal(machine),
         guest: machine.name.to_string(),
         hypervisor: machine.outer,
         vm: machine.spec.vm.clone(),
         directory: machine.spec.directory.clone(),
     }
-}
-
-fn host_of(machine: &Machine) -> &str {
-    machine.parent.as_ref().map_or(l0::NAME, |parent| parent.as_str())
 }
 
 /// Prints what runs the VM in each folder inside `$1`, and the folder's name: QEMU's have a definition of
@@ -121,15 +115,15 @@ for dir in "$1"/*/; do
 done
 "#;
 
-/// Records the VMs of this lab on `host` that nothing else tells of.
+/// Records the VMs of this lab on `host`, which the journal calls `name`, that nothing else tells of.
 async fn find_on(
     machines: &Machines,
+    name: &str,
     host: &dyn Host,
     journal: &Journal,
     feed: &Feed,
 ) -> Result<()> {
-    let lab = machines.lab();
-    let folder = folder_on(machines, host.name());
+    let folder = folder_on(machines, name);
     let look = Command::new("sh").args(["-c", FOLDERS, "nestlab-folders", folder.as_str()]);
     let mut found: BTreeSet<(String, HypervisorKind)> = BTreeSet::new();
     for line in host.check(&look).await?.text().lines() {
@@ -142,30 +136,34 @@ async fn find_on(
     let known: BTreeSet<String> = journal
         .resources()
         .into_iter()
-        .filter(|resource| resource.host() == host.name())
+        .filter(|resource| resource.host() == name)
         .filter_map(|resource| resource.carries().map(str::to_owned))
         .collect();
     let ledger = Ledger::of_step(journal, "recover");
     for (guest, hypervisor) in found.into_iter().filter(|(guest, _)| !known.contains(guest)) {
-        let (vm, directory) = (lab.vm_name(&guest), folder.join(&guest));
-        feed.notice(
-            Level::Warning,
-            format!("{vm} is on {}, and no record tells of it", host.name()),
-        );
-        let host = host.name().to_owned();
+        let (vm, directory) = (vm_name(machines, name, &guest), folder.join(&guest));
+        feed.notice(Level::Warning, format!("{vm} is on {name}, and no record tells of it"));
+        let host = name.to_owned();
         ledger.creating(Resource::Vm { host, guest, hypervisor, vm, directory }).await?;
     }
     Ok(())
 }
 
-/// Returns where the lab's guests lie on the host called `host`.
+/// Returns what the VM of `guest` is called on the host that the journal calls `host`.
+fn vm_name(machines: &Machines, host: &str, guest: &str) -> String {
+    let lab = machines.lab();
+    match machines.blueprint().owner.as_ref().filter(|_| host == l0::NAME) {
+        Some(owner) => lab.vm_name(&format!("{owner}-{guest}")),
+        None => lab.vm_name(guest),
+    }
+}
+
+/// Returns where the lab's guests lie on the host that the journal calls `host`.
 fn folder_on(machines: &Machines, host: &str) -> Utf8PathBuf {
     let blueprint = machines.blueprint();
     let mut there = blueprint
-        .machines
-        .iter()
-        .chain(&blueprint.dropped)
-        .filter(|machine| host_of(machine) == host && !machine.is_existing());
+        .all()
+        .filter(|machine| blueprint.host_in_journal(machine) == host && !machine.is_existing());
     let beside = there.next().and_then(|machine| machine.spec.directory.parent());
     match beside {
         Some(folder) => folder.to_owned(),

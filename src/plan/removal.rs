@@ -2,13 +2,18 @@
 
 use async_trait::async_trait;
 use camino::Utf8Path;
+use serde::Deserialize as _;
 
+use super::adoption;
+use super::blueprint::Machine;
 use super::machines::Machines;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host};
+use crate::hypervisor::Origin;
 use crate::hypervisor::virtualbox::Former;
-use crate::lab::{Journal, Ledger, Resource, resources};
+use crate::lab::resources::Adopted;
+use crate::lab::{Journal, Ledger, Resource};
 
 /// Knows how to remove a thing. Removing what is not there succeeds.
 #[async_trait]
@@ -21,16 +26,16 @@ pub trait Remover: Send + Sync {
 impl Remover for Machines {
     async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()> {
         match resource {
-            Resource::Vm { host, guest, .. } => {
-                let host = self.host(host).await?;
+            Resource::Vm { guest, .. } => {
                 let machine = self.blueprint().machine_of(self.lab(), resource)?;
-                let driver = self.driver(machine.outer);
-                driver.destroy(&*host, &machine.spec, feed).await?;
+                let seat = self.seat_of(&machine).await?;
+                let spec = &seat.machine.spec;
+                seat.hypervisor.destroy(&*seat.host, spec, feed).await?;
                 self.forget(guest).await;
-                remove_if_empty(&*host, machine.spec.directory.parent()).await
+                remove_if_empty(&*seat.host, spec.directory.parent()).await
             }
             Resource::Directory { host, path } => {
-                let host = self.host(host).await?;
+                let host = self.host_in_journal(host).await?;
                 let remove =
                     Command::new("rm").args(["-rf", "--one-file-system", "--", path.as_str()]);
                 host.check(&remove).await.map(drop)
@@ -49,28 +54,54 @@ async fn remove_if_empty(host: &dyn Host, folder: Option<&Utf8Path>) -> Result<(
 }
 
 impl Machines {
-    /// Gives every VM that existed before its former settings back.
+    /// Gives a VM that existed before its former settings back, and records that.
     ///
     /// # Errors
-    /// The first failure; what was restored until then is recorded.
-    pub async fn restore_adopted(&self, journal: &Journal, feed: &Feed) -> Result<()> {
+    /// [`Kind::Stuck`] for settings that cannot be read; those of VirtualBox.
+    pub async fn restore(&self, adopted: &Adopted, journal: &Journal, feed: &Feed) -> Result<()> {
+        let host = self.host_in_journal(&adopted.host).await?;
+        let former = former(adopted)?;
+        feed.notice(Level::Info, format!("{} gets its former settings back", former.name));
+        self.drivers().virtualbox.restore_former(&*host, &former, feed).await?;
         let ledger = Ledger::of_step(journal, "restore");
-        for adopted in resources::adopted(&journal.records()) {
-            let mut formers = adopted.settings.into_iter().map(|settings| {
-                serde_json::from_value::<Former>(settings).map_err(|error| {
-                    Error::new(Kind::Stuck, format!("the former settings of {}", adopted.vm))
-                        .because(error)
-                })
-            });
-            let Some(mut former) = formers.next().transpose()? else { continue };
-            for later in formers {
-                former.add_later(later?);
-            }
-            let host = self.host(&adopted.host).await?;
-            feed.notice(Level::Info, format!("{} gets its former settings back", former.name));
-            self.drivers().virtualbox.restore_former(&*host, &former, feed).await?;
-            ledger.restored(&adopted.host, &adopted.vm).await?;
+        ledger.restored(&adopted.host, &adopted.vm).await?;
+        adoption::give_back(self.lab(), adopted)
+    }
+
+    /// Makes a VM that existed before what it was when the recipe's `snapshot-before` was taken, and removes
+    /// that snapshot; returns whether there is one.
+    pub async fn restore_snapshot(&self, adopted: &Adopted, feed: &Feed) -> Result<bool> {
+        let host = self.host_in_journal(&adopted.host).await?;
+        self.drivers().virtualbox.restore_snapshot_before(&*host, &adopted.vm, feed).await
+    }
+}
+
+/// Returns what the VM was before nestlab's first change.
+fn former(adopted: &Adopted) -> Result<Former> {
+    let mut formers = adopted.settings.iter().map(|settings| {
+        Former::deserialize(settings).map_err(|error| {
+            Error::new(Kind::Stuck, format!("the former settings of {}", adopted.vm)).because(error)
+        })
+    });
+    let first = formers.next().ok_or_else(|| Error::internal("nothing was written down"))?;
+    let mut former = first?;
+    for later in formers {
+        former.add_later(later?);
+    }
+    Ok(former)
+}
+
+impl Machine {
+    /// Returns what `up` put into the VM, which existed before, that stays there when the lab is destroyed.
+    pub fn keeps(&self) -> Vec<&'static str> {
+        let mut kept = Vec::new();
+        if self.inner.is_some() || !self.packages.is_empty() {
+            kept.push("the packages that were installed and upgraded in it");
+            kept.push("/var/lib/nestlab");
         }
-        Ok(())
+        if let Origin::Existing { snapshot_before: true, .. } = self.spec.origin {
+            kept.push("the snapshot nestlab-before");
+        }
+        kept
     }
 }

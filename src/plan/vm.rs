@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::action::Action;
+use super::adoption;
 use super::machines::Seat;
 use super::media::vm_of;
 use super::step::{Check, Context};
@@ -38,6 +39,11 @@ impl Action for Define {
     async fn check(&self, _context: &Context) -> Result<Check> {
         let look = async {
             let seat = self.spot.seat().await?;
+            if seat.machine.is_existing()
+                && let Some(actual) = seat.inspect().await?
+            {
+                adoption::refuse_anothers(self.spot.world.machines.lab(), &seat, &actual)?;
+            }
             let changes = self.changes(&seat).await?;
             Ok(match changes.as_slice() {
                 [] => Check::Satisfied,
@@ -55,9 +61,10 @@ impl Action for Define {
         if !machine.is_existing() {
             context.ledger.creating(vm_of(&seat)).await?;
         } else if let Some(actual) = seat.inspect().await? {
+            adoption::claim(self.spot.world.machines.lab(), &seat, &actual)?;
             let former = serde_json::to_value(Former::before(&actual, &changes))
                 .map_err(|error| Error::internal("former settings are not JSON").because(error))?;
-            context.ledger.former(seat.host.name(), machine.outer, &actual.id, former).await?;
+            context.ledger.former(&seat.recorded, machine.outer, &actual.id, former).await?;
         }
         seat.hypervisor.change(&*seat.host, &machine.spec, &changes, &context.feed).await?;
         self.spot.world.machines.forget(&self.spot.guest).await;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
-use super::blueprint::{self, Blueprint};
+use super::blueprint::Blueprint;
+use super::dropped::Remaining;
+use super::ground::Ground;
 use super::images::Images;
 use super::l0::{self, Given};
 use super::lock::Lock;
@@ -49,8 +51,8 @@ impl World {
         let images = Images::of(&recipe)?;
         let l0 = l0::of(&recipe, lab)?;
         let before = Blueprint::of(lab)?;
-        let directory = blueprint::l0_directory(&recipe, lab);
-        let room = before.is_none().then_some(&*directory);
+        let ground = Ground::of(&recipe, lab, &*l0).await?;
+        let room = before.is_none().then_some(&*ground.directory);
         let drivers = Drivers::new();
         let hypervisor = match (recipe.host.hypervisor.kind(), &before) {
             (Some(kind), _) => kind,
@@ -64,7 +66,9 @@ impl World {
             resources.host_key = drivers.virtualbox.host_key(&*l0).await?;
         }
         let budget = budget::derive(&recipe, &resources, &images.defaults())?;
-        let blueprint = Blueprint::draw(&recipe, &budget, &images, lab)?.after(before);
+        let remaining = Remaining::of(&lab.read_journal()?);
+        let blueprint = Blueprint::draw_on(&recipe, &budget, &images, lab, &ground)?;
+        let blueprint = blueprint.after(before, &remaining);
         let machines = Machines::new(lab.clone(), blueprint, l0, drivers);
         let store = Store::open(&cache.join("images"))?;
         Ok(World { recipe, budget, images, lock: None, store, machines })

@@ -160,7 +160,7 @@ fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, l1: &Emulated<'_>, fol
     let doctor = remote(&["doctor", &recipe]);
     assert!(doctor.contains("which passes virtualization on"), "it is l1 that is looked at");
     remote(&["up", &recipe]);
-    let running = "pgrep -fc guest=nestlab-elsewhere-gues[t] || true";
+    let running = "pgrep -fc 'guest=nestlab-elsewhere-[0-9a-f]*-gues[t]' || true";
     assert_eq!(l1.sh(&["l1"], running), "1", "the guest runs on l1");
     let lab = ["--lab", "elsewhere"];
     let said = remote(&[&["ssh", "guest"], &lab[..], &["--", "hostname"]].concat());
@@ -178,7 +178,7 @@ fn another_lab_is_built_on_l1_over_ssh(nestlab: &Nestlab, l1: &Emulated<'_>, fol
     assert!(log.contains("start guest"), "{log}");
     remote(&["destroy", "elsewhere", "--yes"]);
     assert_eq!(l1.sh(&["l1"], running), "0", "the guest is gone");
-    let files = l1.sh(&["l1"], "find /var/lib/nestlab/elsewhere 2>/dev/null || true");
+    let files = l1.sh(&["l1"], "find /var/lib/nestlab -path '*elsewhere*' 2>/dev/null || true");
     assert_eq!(files, "", "and so are its files");
 }
 

@@ -19,8 +19,9 @@ use crate::host::{Command, Host, Local, Patience};
 use crate::hypervisor::Drivers;
 use crate::image::build::mirror::Mirror;
 use crate::lab::{Lab, Labs};
+use crate::plan::ground::Ground;
 use crate::plan::images::Images;
-use crate::plan::{blueprint, l0};
+use crate::plan::l0;
 use crate::preflight::{
     self, Destination, FORCEABLE, Finding, Needs, Verdict, prepare as remedies,
 };
@@ -117,7 +118,8 @@ async fn needs(
             ..Needs::nothing(directory)
         });
     };
-    let directory = nearest_folder(host, &blueprint::l0_directory(recipe, lab)).await?;
+    let ground = Ground::of(recipe, lab, host).await?;
+    let directory = nearest_folder(host, &ground.directory).await?;
     let images = Images::of(recipe)?;
     let reach = if args.network { destinations(recipe, &images)? } else { Vec::new() };
     let needs = Needs::of_l0(recipe, images.defaults(), directory);

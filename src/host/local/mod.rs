@@ -10,16 +10,22 @@ use super::{Command, Exit, Host, OnOutput, Stream, StreamAddress};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 
-/// This machine, called `L0`.
+/// This machine.
 #[derive(Debug)]
 pub struct Local {
+    name: &'static str,
     is_root: bool,
 }
 
 impl Local {
-    /// Returns this machine, with the rights of the user that runs nestlab.
+    /// Returns this machine, called `L0`, with the rights of the user that runs nestlab.
     pub fn new() -> Self {
-        Local { is_root: rustix::process::geteuid().is_root() }
+        Local::called("L0")
+    }
+
+    /// Returns this machine under another name, for where it is not L0.
+    pub fn called(name: &'static str) -> Self {
+        Local { name, is_root: rustix::process::geteuid().is_root() }
     }
 }
 
@@ -32,7 +38,7 @@ impl Default for Local {
 #[async_trait]
 impl Host for Local {
     fn name(&self) -> &str {
-        "L0"
+        self.name
     }
 
     /// Runs `command` in a process group of its own. Dropping the future, or silence beyond the

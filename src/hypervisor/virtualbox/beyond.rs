@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use camino::Utf8Path;
 
-use super::driver::{VirtualBox, there};
+use super::diff::SNAPSHOT_BEFORE;
+use super::driver::{VirtualBox, snapshot_uuid, there};
 use super::former::Former;
 use super::manage::Manage;
 use super::version::Spelling;
@@ -13,14 +14,14 @@ use super::{machine, parse, start};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::{Command, Host};
-use crate::hypervisor::GuestSpec;
+use crate::hypervisor::{GuestSpec, Stop};
 use crate::recipe::hostkey::{HostKey, Platform};
 
 /// The extra data under which VirtualBox's windows keep their Host Key.
 const HOST_KEY: &str = "GUI/Input/HostKeyCombination";
 
 /// What VBoxManage calls VirtualBox itself where a VM may be named; VMs are named by UUID here.
-const GLOBAL: &str = "global";
+pub(crate) const GLOBAL: &str = "global";
 
 impl VirtualBox {
     /// Returns the Host Key of VirtualBox's windows on `host`; `None` if it has been set to no key.
@@ -102,6 +103,25 @@ impl VirtualBox {
         let names: Vec<&str> = left.iter().map(|(setting, _)| setting.as_str()).collect();
         Err(Error::failed(format!("{} did not get back: {}", former.name, names.join(", ")))
             .on(host.name()))
+    }
+
+    /// Makes an existing VM what it was when the snapshot before its first change was taken, whatever it does
+    /// now, and removes that snapshot; returns whether there is one.
+    pub async fn restore_snapshot_before(
+        &self,
+        host: &dyn Host,
+        vm: &str,
+        feed: &Feed,
+    ) -> Result<bool> {
+        let manage = self.manage(host).await?;
+        let Some(actual) = machine::show(&manage, vm).await? else { return Ok(false) };
+        let Some(snapshot) = snapshot_uuid(&actual, SNAPSHOT_BEFORE) else { return Ok(false) };
+        machine::stop(&manage, &actual, Stop::Now, machine::SETTLES, feed).await?;
+        feed.doing(format!("restoring the snapshot {SNAPSHOT_BEFORE}"));
+        manage.run(&["snapshot", vm, "restore", &snapshot]).await?;
+        feed.doing(format!("removing the snapshot {SNAPSHOT_BEFORE}"));
+        manage.run(&["snapshot", vm, "delete", &snapshot]).await?;
+        Ok(true)
     }
 
     /// Returns how VirtualBox executes the guest, as the log of its run tells: `HM: HMR3Init: AMD-V w/

@@ -176,7 +176,7 @@ fn not_there(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
 }
 
 /// Returns the UUID of the VM's snapshot `name`; of several the first.
-fn snapshot_uuid(actual: &Actual, name: &str) -> Option<String> {
+pub(super) fn snapshot_uuid(actual: &Actual, name: &str) -> Option<String> {
     let (setting, _) = actual
         .settings
         .iter()

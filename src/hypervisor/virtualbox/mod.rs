@@ -30,6 +30,7 @@ mod version;
 
 use camino::Utf8PathBuf;
 
+pub(crate) use beyond::GLOBAL;
 pub use diff::{FREE_PORT, SNAPSHOT_BEFORE};
 pub use driver::VirtualBox;
 pub use former::Former;

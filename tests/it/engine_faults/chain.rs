@@ -15,6 +15,7 @@ use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, HostRef, Local, Patience};
 use nestlab::hypervisor::HypervisorKind;
+use nestlab::lab::reservations::Claim;
 use nestlab::lab::{Lab, LabLock, Labs, Resource};
 use nestlab::plan::{Check, Context, Plan, Remover, Step, StepId};
 use nestlab::{Error, Kind, Result};
@@ -137,10 +138,8 @@ impl Chain {
                 .runs(["mkdir", "-p", &path("l1")])
                 .runs(["cp", &publisher, &path("l1/config.part")])
                 .runs(["mv", &path("l1/config.part"), &path("l1/config")]),
-            step(("l1", "forward"), &[("l1", "define")], "l1/forward")
-                .runs(["cp", &publisher, &path("l1/forward.part")])
-                .runs(["mv", &path("l1/forward.part"), &path("l1/forward")]),
-            step(("l1", "start"), &[("l1", "forward")], "l1/running")
+            step(("l1", "reserve"), &[], "l1/port").also(Also::ReservePort).needing("l1", "define"),
+            step(("l1", "start"), &[("l1", "reserve")], "l1/running")
                 .runs(["touch", &path("l1/running")]),
             step(("l1", "known-host"), &[("l1", "start")], "l1/known")
                 .makes(Resource::KnownHost { guest: "l1".into() })
@@ -198,6 +197,7 @@ impl Chain {
     pub(crate) fn left_in_state(&self) -> Vec<String> {
         let mut left = Vec::new();
         walk(&self.root.join("state"), &mut |path, text| left.push(format!("{path}: {text}")));
+        left.retain(|line| !line.ends_with("reservations.json: []"));
         left
     }
 }
@@ -242,6 +242,7 @@ enum Work {
 /// What a step does besides its commands.
 #[derive(Clone, Copy)]
 enum Also {
+    ReservePort,
     KnownHost,
     Ready,
 }
@@ -271,9 +272,24 @@ impl Make {
         self
     }
 
+    fn needing(mut self, of: &str, what: &str) -> Self {
+        self.needs.push(StepId::new(of, what));
+        self
+    }
+
     async fn do_also(&self, context: &Context) -> Result<()> {
         match self.also {
             None => Ok(()),
+            Some(Also::ReservePort) => {
+                let candidates = (40_001..).map(Ok);
+                let all = self.lab.labs().reservations();
+                let port = all.port(self.lab.name(), "L0", "l1/ssh", candidates)?;
+                let part = self.lab.logs().join("port");
+                let command = Command::new("tee").arg(part.as_str()).stdin(port.to_string());
+                self.host.check(&command).await?;
+                let command = Command::new("mv").args([part.as_str(), self.proof.as_str()]);
+                self.host.check(&command).await.map(drop)
+            }
             Some(Also::KnownHost) => {
                 let key = self.lab.keys().host_key("l1")?;
                 self.lab.known_hosts().set("l1", key.public())
@@ -362,4 +378,10 @@ impl Remover for Rm {
             other => Err(Error::internal(format!("the chain made no {other}"))),
         }
     }
+}
+
+/// What the state directory says when all went well.
+pub(crate) fn held_by_the_lab(chain: &Chain) -> Vec<Claim> {
+    let name = "demo".parse().expect("a name");
+    chain.labs().reservations().held(&name).expect("reads")
 }

@@ -15,12 +15,13 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{Running, Signals};
 use nestlab::event::{Event, Feed};
+use nestlab::lab::reservations::Claim;
 use nestlab::lab::status::StepState;
 use nestlab::{Kind, faults};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::sshd::Sshd;
-use chain::Chain;
+use chain::{Chain, held_by_the_lab};
 
 const DIRECTORY: &str = "NESTLAB_TEST_DIRECTORY";
 const ACT: &str = "NESTLAB_TEST_ACT";
@@ -38,7 +39,7 @@ fn an_undisturbed_run_builds_everything_and_destroy_leaves_nothing() {
     let (status, _) = bench.child("up", None).end();
     assert!(status.success(), "{status}");
     let built = bench.chain.snapshot();
-    assert!(built.contains_key("l1/l2/ready") && built.contains_key("l1/forward"), "{built:?}");
+    assert!(built.contains_key("l1/l2/ready") && built["l1/port"] == "40001", "{built:?}");
     assert!(bench.points() >= 100, "only {} points", bench.points());
     assert_eq!(bench.up_again(), 0, "a second run has nothing to do");
     bench.destroy_and_see_nothing_left(&before);
@@ -193,16 +194,18 @@ impl<'a> Bench<'a> {
         self.run_here(self.chain.up(Feed::silent(), CancellationToken::new())).changed()
     }
 
-    /// Runs `up` again and sees that the world and the journal are as those of an undisturbed run; then the same with `destroy`.
+    /// Runs `up` again and sees that the world, the journal and the reservations are as those of an
+    /// undisturbed run; then the same with `destroy`.
     fn finish_and_compare(&self) {
         self.up_again();
-        static UNDISTURBED: OnceLock<BTreeMap<String, String>> = OnceLock::new();
-        let world = UNDISTURBED.get_or_init(|| {
+        static UNDISTURBED: OnceLock<(BTreeMap<String, String>, Vec<Claim>)> = OnceLock::new();
+        let (world, held) = UNDISTURBED.get_or_init(|| {
             let undisturbed = Bench::new(self.sshd);
             undisturbed.up_again();
-            undisturbed.chain.snapshot()
+            (undisturbed.chain.snapshot(), held_by_the_lab(&undisturbed.chain))
         });
         assert_eq!(self.chain.snapshot(), *world);
+        assert_eq!(held_by_the_lab(&self.chain), *held);
         let lab = self.chain.labs().choose(None).expect("there is one lab");
         let reading = lab.read_journal().expect("reads");
         assert!(reading.damaged.is_empty(), "{:?}", reading.damaged);

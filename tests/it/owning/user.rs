@@ -1,6 +1,7 @@
 //! A user with labs of boot-sector guests, which take no image that would have to be built.
 
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::support::boot_sector;
 use crate::support::publisher::server::Server;
+use crate::support::sshd::{self, Sshd};
 
 /// A home directory with recipes, a state directory and an image store.
 pub(crate) struct User {
@@ -124,11 +126,25 @@ impl User {
         guests.into_iter().find(|it| it["name"] == guest)
     }
 
-    /// Returns the names of the VMs that run for this user.
+    /// Returns the names of the VMs that run in this user's folder.
     pub(crate) fn running(&self) -> Vec<String> {
         let mut names: Vec<String> = self.qemus().into_iter().map(|(_, name)| name).collect();
         names.sort();
         names
+    }
+
+    /// Returns the process id of the VM `name`, which runs.
+    pub(crate) fn pid(&self, name: &str) -> u32 {
+        self.qemus().into_iter().find(|(_, it)| it == name).expect("it runs").0
+    }
+
+    /// Lets the user in at `sshd`, by a key in `~/.ssh` and its host key in `known_hosts`.
+    pub(crate) fn may_enter(&self, sshd: &Sshd) {
+        self.write(".ssh/id_ed25519", &sshd.read("user"));
+        let known = format!("[127.0.0.1]:{} {}", sshd.port(), sshd.read("host.pub"));
+        self.write(".ssh/known_hosts", &known);
+        let closed = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(self.path(".ssh/id_ed25519"), closed).expect("chmod");
     }
 
     /// Returns the QEMUs that were started in this user's folder, also if that is gone: process id and name.
@@ -154,7 +170,7 @@ impl Drop for User {
     /// Ends what a test that failed has left running.
     fn drop(&mut self) {
         for (pid, _) in self.qemus() {
-            crate::support::sshd::kill(pid);
+            sshd::kill(pid);
         }
     }
 }
