@@ -24,7 +24,8 @@ const TRY: Duration = Duration::from_secs(1);
 
 /// Gather what explains a failure into one file: logs, consoles, screens, kernel messages, versions
 ///
-/// Every level that answers is asked. Private keys and passwords are never in it.
+/// Every level that answers is asked. Private keys, passwords, tokens and cookies are taken out of what
+/// programs printed, also where a log has other bytes than text between them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:

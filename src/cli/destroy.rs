@@ -348,8 +348,14 @@ async fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result
 /// Removes the lab itself, of which nothing else remains.
 fn remove_lab(lab: Lab, lock: LabLock, globals: &Globals, feed: &Feed) -> Result<()> {
     recovery::check_nothing_runs(&lab)?;
-    let store = crate::image::Store::open(&globals.cache_dir.join("images"))?;
-    store.release(lab.directory())?;
+    match crate::image::Store::open(&globals.cache_dir.join("images")) {
+        Ok(store) => store.release(lab.directory())?,
+        // Nothing in it is believed; that it still notes the lab is no reason to keep it.
+        Err(error) if error.kind() == Kind::Untrusted => {
+            feed.notice(Level::Warning, error.report().trim_end());
+        }
+        Err(error) => return Err(error),
+    }
     let folder = lab.directory().to_owned();
     let left = lab.remove(lock)?;
     if !left.is_empty() {

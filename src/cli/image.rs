@@ -11,7 +11,7 @@ use url::Url;
 
 use super::session::Told;
 use super::{Globals, output};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::image::build::mirror::Mirror;
 use crate::image::build::{BuildOptions, build};
@@ -55,12 +55,16 @@ The path of the image is printed on stdout. An interrupted download goes on wher
         #[command(flatten)]
         network: Network,
     },
-    /// Verify a file that is already here, without any connection
+    /// Verify a file that is already here, or all of the store, without any connection
     #[command(after_help = "\
 What is not named is looked for beside FILE, as it is published: FILE.asc, FILE.sha512sums and so on.
 
-Example:
-  nestlab image verify kicksecure-lxqt Kicksecure-LXQt-18.2.1.9.Intel_AMD64.ova --key derivative.asc")]
+With --store, every image is read again and proven by its digests and by the signatures that were kept when it
+was fetched, judged as of then. Exit code 4 if one does not hold; --quarantine takes those out of the store.
+
+Examples:
+  nestlab image verify kicksecure-lxqt Kicksecure-LXQt-18.2.1.9.Intel_AMD64.ova --key derivative.asc
+  nestlab image verify --store")]
     Verify(Verify),
     /// Build an image from the Debian archive
     #[command(after_help = "\
@@ -117,9 +121,19 @@ struct Network {
 #[derive(Debug, clap::Args)]
 struct Verify {
     /// A shipped manifest's name, or a path to one
-    manifest: String,
+    #[arg(required_unless_present = "store")]
+    manifest: Option<String>,
     /// The image's file
-    file: Utf8PathBuf,
+    #[arg(required_unless_present = "store")]
+    file: Option<Utf8PathBuf>,
+    /// Prove every image in the store again
+    #[arg(long, conflicts_with_all = [
+        "manifest", "file", "key", "signature", "checksums", "signify", "checksums_signature", "accept_older",
+    ])]
+    store: bool,
+    /// Move those that do not hold to the store's quarantine
+    #[arg(long, requires = "store")]
+    quarantine: bool,
     /// The OpenPGP key
     #[arg(long, value_name = "FILE")]
     key: Option<Utf8PathBuf>,
@@ -196,6 +210,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         }
         ImageCommand::Build { manifest, format, mirror } => {
             built(&manifest, &BuildOptions { mirror, format, holder: None }, globals).await?;
+        }
+        ImageCommand::Verify(Verify { store: true, quarantine, .. }) => {
+            return store_verified(quarantine, globals).await;
         }
         ImageCommand::Verify(args) => verified(args, globals).await?,
         ImageCommand::Update { manifest, check, network } => {
@@ -328,12 +345,18 @@ async fn verified(args: Verify, globals: &Globals) -> Result<()> {
         signed_at: Option<Timestamp>,
         proofs: &'a [String],
     }
-    let manifest = Manifest::named_or_at(&args.manifest)?;
+    let (Some(manifest), Some(file)) = (&args.manifest, args.file.clone()) else {
+        return Err(Error::new(
+            Kind::Usage,
+            "which file is to be verified, and by which manifest?",
+        ));
+    };
+    let manifest = Manifest::named_or_at(manifest)?;
     let newest_seen = match args.accept_older {
         true => None,
         false => store(globals)?.newest_signature(manifest.name())?,
     };
-    let proven = proven(args, manifest, newest_seen, globals).await?;
+    let proven = proven(args, manifest, file, newest_seen, globals).await?;
     if globals.json {
         return output::print_json(&Answer {
             schema: 1,
@@ -348,9 +371,70 @@ async fn verified(args: Verify, globals: &Globals) -> Result<()> {
     output::print(&format!("{proofs}sha256: {}\n", proven.sha256()))
 }
 
+/// Proves the whole store again, and returns exit code 4 if something in it does not hold.
+async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode> {
+    #[derive(Serialize)]
+    struct One {
+        name: String,
+        version: String,
+        folder: Utf8PathBuf,
+        holds: bool,
+        proofs: Vec<String>,
+        why: Option<String>,
+        quarantined: Option<Utf8PathBuf>,
+    }
+    #[derive(Serialize)]
+    struct Answer {
+        schema: u32,
+        images: Vec<One>,
+    }
+    let store = store(globals)?;
+    let images = watched(globals, "verify the image store".to_owned(), async |feed, cancel| {
+        let (feed, cancel) = (feed.clone(), cancel.clone());
+        let reading = tokio::task::spawn_blocking(move || store.audit(quarantine, &feed, &cancel));
+        reading.await.map_err(|error| Error::internal("the verifier died").because(error))?
+    })
+    .await?;
+    let bad = images.iter().any(|image| image.wrong.is_some());
+    let images = images.into_iter().map(|image| One {
+        name: image.name.to_string(),
+        version: image.version,
+        folder: image.folder,
+        holds: image.wrong.is_none(),
+        proofs: image.proofs,
+        why: image.wrong.map(|error| error.report()),
+        quarantined: image.kept,
+    });
+    let images: Vec<One> = images.collect();
+    if globals.json {
+        output::print_json(&Answer { schema: 1, images })?;
+    } else {
+        let told = |image: &One| match &image.why {
+            None => {
+                format!("holds: {} {}: {}\n", image.name, image.version, image.proofs.join("; "))
+            }
+            Some(why) => {
+                let moved = image.quarantined.as_ref();
+                let moved = moved.map_or(String::new(), |to| format!("; moved to {to}"));
+                format!(
+                    "does not hold: {} {}: {}{moved}\n",
+                    image.name,
+                    image.version,
+                    why.trim_end()
+                )
+            }
+        };
+        let text: String = images.iter().map(told).collect();
+        output::print(if text.is_empty() { "the image store is empty\n" } else { &text })?;
+    }
+    let code = if bad { Kind::Untrusted.exit_code() } else { 0 };
+    Ok(ExitCode::from(code))
+}
+
 async fn proven(
     args: Verify,
     manifest: Manifest,
+    file: Utf8PathBuf,
     newest_seen: Option<Timestamp>,
     globals: &Globals,
 ) -> Result<Proven> {
@@ -362,11 +446,11 @@ async fn proven(
         checksums_signature: args.checksums_signature,
     };
     let times = Times { now: Timestamp::now(), newest_seen };
-    let title = format!("verify {}", args.file);
+    let title = format!("verify {file}");
     watched(globals, title, async move |feed, cancel| {
         let (feed, cancel) = (feed.clone(), cancel.clone());
         let reading = tokio::task::spawn_blocking(move || {
-            verify_file(&manifest, &args.file, &beside, times, &feed, &cancel)
+            verify_file(&manifest, &file, &beside, times, &feed, &cancel)
         });
         reading.await.map_err(|error| Error::internal("the verifier died").because(error))?
     })

@@ -9,7 +9,7 @@ use super::disk::{DiskFormat, virtual_size};
 use super::fetch::{blocking, free_space};
 use super::format::{Compression, ImageFormat};
 use super::ova;
-use super::store::{Claim, Stat, VerifiedImage};
+use super::store::{Stat, UNFINISHED, VerifiedImage};
 use super::unpack::{Limits, unpack};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
@@ -38,9 +38,7 @@ enum Source {
 /// [`Kind::Untrusted`] for an image whose inside is not what it should be, [`Kind::HostCannot`] where
 /// qemu-img is needed and missing, the disk is full, or the image is a CD and has no disk.
 pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Result<Utf8PathBuf> {
-    let _claim =
-        Claim::wait(&image.derived(), feed, "waiting for another conversion of the same image")
-            .await?;
+    let _claim = image.claim_derived(feed).await?;
     let target = derived(image, format);
     if unchanged(&target) {
         return Ok(target);
@@ -192,7 +190,7 @@ struct Unfinished {
 impl Unfinished {
     fn beside(target: &Utf8Path) -> Result<Self> {
         let beside = target.parent().expect("a derived disk lies in a folder");
-        let folder = tempfile::Builder::new().prefix("unfinished-").tempdir_in(beside)?;
+        let folder = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(beside)?;
         let path = Utf8Path::from_path(folder.path())
             .ok_or_else(|| Error::internal("a path below a UTF-8 one is not UTF-8"))?
             .join("disk");

@@ -54,6 +54,21 @@ pub fn verify_file(
     let names = Placeholders { version, url: file.as_str(), file: &name };
     let evidence = evidence(download, names, beside)?;
     let expectations = Expectations::new(download, names, &evidence, times)?;
+    let proven = prove(&expectations, file, feed, cancel)?;
+    structure::check(file, download.format, download.compression)?;
+    Ok(proven)
+}
+
+/// Reads `file` and judges it by `expectations`.
+///
+/// # Errors
+/// As [`verify_file`].
+pub(super) fn prove(
+    expectations: &Expectations,
+    file: &Utf8Path,
+    feed: &Feed,
+    cancel: &CancellationToken,
+) -> Result<Proven> {
     let mut hashing = expectations.hashing()?;
     let mut reader = fs_err::File::open(file)?;
     let total = reader.metadata()?.len();
@@ -72,9 +87,7 @@ pub fn verify_file(
         done += count as u64;
         feed.bytes(done, Some(total));
     }
-    let proven = expectations.judge(&hashing.finish()?)?;
-    structure::check(file, download.format, download.compression)?;
-    Ok(proven)
+    expectations.judge(&hashing.finish()?)
 }
 
 fn evidence(download: &Download, names: Placeholders<'_>, beside: &Beside) -> Result<Evidence> {

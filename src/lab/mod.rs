@@ -28,6 +28,7 @@ pub mod known_hosts;
 pub mod ledger;
 pub mod leftovers;
 pub mod lock;
+pub mod numbered;
 pub mod private;
 pub mod record;
 pub mod reservations;

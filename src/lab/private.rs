@@ -83,6 +83,18 @@ fn check_owner_and_writers(path: &Utf8Path, metadata: &fs::Metadata, mode: u32) 
     Ok(())
 }
 
+/// Makes the directory `name` in `directory` for one use; only the user may enter it, and it is removed when
+/// it is dropped. One that a killed run left under that name is removed before.
+pub fn scratch(directory: &Utf8Path, name: &str) -> Result<tempfile::TempDir> {
+    match fs_err::remove_dir_all(directory.join(name)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(name).rand_bytes(0).permissions(fs::Permissions::from_mode(DIRECTORY_MODE));
+    Ok(builder.tempdir_in(directory)?)
+}
+
 /// What the name of a file begins with while it is being written.
 const UNFINISHED: &str = ".new-";
 
@@ -273,6 +285,19 @@ mod tests {
         fs::set_permissions(&scratch, fs::Permissions::from_mode(0o755)).expect("chmod");
         make_directory(&scratch).expect("nobody else can have written it");
         assert_eq!(mode(&scratch), 0o700);
+    }
+
+    #[test]
+    fn a_scratch_directory_is_the_users_alone_and_what_a_killed_run_left_of_it_is_gone() {
+        let (_keep, directory) = scratch();
+        std::fs::create_dir(directory.join(".seed-l1")).expect("makes");
+        std::fs::write(directory.join(".seed-l1/seed.img"), "a host key").expect("writes");
+        let made = super::scratch(&directory, ".seed-l1").expect("makes");
+        assert_eq!(made.path(), directory.join(".seed-l1"));
+        assert_eq!(made.path().read_dir().expect("lists").count(), 0);
+        assert_eq!(mode(&directory.join(".seed-l1")), 0o700);
+        drop(made);
+        assert_eq!(directory.read_dir_utf8().expect("lists").count(), 0);
     }
 
     #[test]

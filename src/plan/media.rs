@@ -18,7 +18,7 @@ use crate::event::Feed;
 use crate::host::{Command, Host};
 use crate::image::build::seed::{self, Seed};
 use crate::image::{self, DiskFormat, ImageFormat, Manifest, Sha256, VerifiedImage};
-use crate::lab::{Resource, Status, StepState};
+use crate::lab::{Resource, Status, StepState, private};
 use crate::recipe::GuestName;
 
 /// Gets an image into the store: downloads and proves it, or builds it.
@@ -193,7 +193,9 @@ impl Place {
             host_key: Some(ssh_key::PrivateKey::from_openssh(host_key.private()).map_err(odd)?),
             network: seat.machine.network.clone(),
         };
-        let folder = tempfile::Builder::new().prefix("nestlab-seed-").tempdir()?;
+        // It has a host key in it, so it is made where only the user can look, and its rest is found again.
+        let folder =
+            private::scratch(&lab.keys_directory(), &format!(".seed-{}", self.spot.guest))?;
         let from = Utf8PathBuf::from_path_buf(folder.path().join("seed.img"))
             .map_err(|path| Error::new(Kind::Io, format!("{} is not UTF-8", path.display())))?;
         seed::write(&from, &content)?;

@@ -6,11 +6,11 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use jiff::Timestamp;
 
 use super::json::Line;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress};
+use crate::lab::numbered::Numbered;
 
 /// How many logs are kept; an older one goes when a new one is made.
 const KEPT: usize = 30;
@@ -27,15 +27,9 @@ pub struct RunLog {
 
 impl RunLog {
     /// Makes the log of a run of `command` (such as `up`) in `directory`, with mode 0600; its name
-    /// begins with the time.
+    /// has its number and the time.
     pub fn create(directory: &Utf8Path, command: &str) -> Result<Self> {
-        let mut earlier = list(directory)?;
-        earlier.truncate(earlier.len().saturating_sub(KEPT - 1));
-        for log in earlier {
-            fs_err::remove_file(log)?;
-        }
-        let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
-        let path = directory.join(format!("{time}-{command}{ENDING}"));
+        let path = logs(directory).next(KEPT, &format!("-{command}"))?;
         let file =
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(
                 |error| Error::new(Kind::Io, format!("{path} cannot be made")).because(error),
@@ -60,13 +54,11 @@ impl RunLog {
 
 /// Returns the logs in `directory`, oldest first.
 pub fn list(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
-    let mut logs = Vec::new();
-    for entry in fs_err::read_dir(directory)? {
-        let path = Utf8PathBuf::from_path_buf(entry?.path());
-        logs.extend(path.ok().filter(|path| path.as_str().ends_with(ENDING)));
-    }
-    logs.sort();
-    Ok(logs)
+    logs(directory).list()
+}
+
+fn logs(directory: &Utf8Path) -> Numbered<'_> {
+    Numbered { directory, beginning: "", ending: ENDING }
 }
 
 /// Reads a log. Lines that are not events (a torn last one, or those of a newer nestlab) are left out.
@@ -127,6 +119,19 @@ mod tests {
         let seen = seen.lock().expect("unpoisoned");
         let notices = seen.iter().filter(|event| matches!(event, Event::Notice { .. })).count();
         assert_eq!((notices, seen.len()), (1, 4));
+    }
+
+    #[test]
+    fn the_newest_log_stays_although_the_clock_was_set_back() {
+        let (_keep, directory) = scratch();
+        for second in 10..10 + KEPT {
+            let name = format!("20990101T0000{second}.000000Z-up{ENDING}");
+            std::fs::write(directory.join(name), "").expect("writes");
+        }
+        let one = RunLog::create(&directory, "up").expect("makes");
+        let two = RunLog::create(&directory, "down").expect("makes");
+        let logs = list(&directory).expect("lists");
+        assert_eq!(logs[KEPT - 2..], [one.path(), two.path()]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ async fn build(store: &Store, manifest: &Manifest, format: ImageFormat) -> Verif
 
 /// The store that the tests share, also from one run to the next.
 fn shared() -> Store {
-    Store::open(&Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("images")).unwrap()
+    Store::open(&Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache/images")).unwrap()
 }
 
 /// A store of its own.

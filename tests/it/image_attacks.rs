@@ -9,12 +9,15 @@ use crate::support::publisher::server::{Answer, Pace, good};
 use crate::support::publisher::signing::{DAY, PgpKey, SignifyKey, Signing, armored, days_ago};
 use crate::support::publisher::{Publisher, Release};
 use camino::Utf8Path;
+use jiff::Timestamp;
 use nestlab::event::Feed;
 use nestlab::image::manifest::Origin;
 use nestlab::image::{FetchOptions, Manifest, Store, fetch};
+use sequoia_openpgp::serialize::SerializeInto as _;
 use sequoia_openpgp::types::{HashAlgorithm, ReasonForRevocation, SignatureType};
 use tokio_util::sync::CancellationToken;
 
+const HOUR: Duration = Duration::from_secs(60 * 60);
 const TRUST: u8 = 4;
 const NETWORK: u8 = 5;
 
@@ -107,9 +110,9 @@ impl Stage {
         fetch(&manifest, &self.store, &self.options, &Feed::silent(), &cancel).await
     }
 
-    /// Counts a server as stalled soon.
+    /// Counts a server as stalled soon. Which file stalled is in the error: any may on a busy machine.
     fn impatient(&mut self) {
-        self.options.stall = Duration::from_millis(500);
+        self.options.stall = Duration::from_secs(2);
     }
 
     /// The folders of digests in the store: where a trusted image would be.
@@ -118,6 +121,11 @@ impl Stage {
         let names = entries.map(|entry| entry.expect("readable").file_name().to_owned());
         names.filter(|name| name.len() == 64 || name.starts_with("incoming")).collect()
     }
+}
+
+/// A key file with all of these, one after another.
+fn keyring(keys: &[&PgpKey]) -> Vec<u8> {
+    keys.iter().flat_map(|key| key.cert.to_vec().expect("serializes")).collect()
 }
 
 fn noise(bytes: usize) -> Vec<u8> {
@@ -144,6 +152,21 @@ macro_rules! attacks {
             }
         )+
     };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signers_clock_may_be_a_little_ahead() {
+    let stage = Stage::new();
+    stage.signature(|how| how.time = days_ago(0) + HOUR / 12);
+    stage.fetch().await.expect("five minutes are no future");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_file_may_hold_the_key_twice() {
+    let stage = Stage::new();
+    let key = &stage.publisher.pgp;
+    stage.publisher.server.serve("/keys/derivative.asc", keyring(&[key, key]));
+    stage.fetch().await.expect("both are the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +218,9 @@ attacks! {
 // The OpenPGP signature and its key.
 attacks! {
     a_signature_older_than_the_floor(stage) => TRUST, "older than the manifest allows", {
-        stage.manifest = stage.manifest.replace("not-before = 2020-01-01", "not-before = 2036-01-01");
+        let tomorrow = Timestamp::now() + Duration::from_secs(24 * 60 * 60);
+        let floor = tomorrow.strftime("not-before = %Y-%m-%d").to_string();
+        stage.manifest = stage.manifest.replace("not-before = 2020-01-01", &floor);
     }
     an_older_signed_version_than_the_newest_seen(stage) => TRUST, "rollback", {
         let older = stage.publisher.publish_raw("18.1.4.2", noise(1000));
@@ -208,6 +233,19 @@ attacks! {
     }
     a_signature_from_the_future(stage) => TRUST, "from the future", {
         stage.signature(|how| how.time = days_ago(0) + DAY);
+    }
+    a_signature_that_is_further_ahead_than_clocks_differ(stage) => TRUST, "from the future", {
+        stage.signature(|how| how.time = days_ago(0) + HOUR);
+    }
+    a_revoked_key_behind_an_older_copy_of_itself(stage) => TRUST, "is revoked", {
+        let old = stage.publisher.pgp.clone();
+        let revoked = old.clone().revoked(ReasonForRevocation::KeyCompromised, 30);
+        stage.publisher.server.serve("/keys/derivative.asc", keyring(&[&old, &revoked]));
+    }
+    a_revoked_key_in_front_of_an_older_copy_of_itself(stage) => TRUST, "is revoked", {
+        let old = stage.publisher.pgp.clone();
+        let revoked = old.clone().revoked(ReasonForRevocation::KeyCompromised, 30);
+        stage.publisher.server.serve("/keys/derivative.asc", keyring(&[&revoked, &old]));
     }
     an_expired_signature(stage) => TRUST, "has expired", {
         stage.signature(|how| { how.time = days_ago(10); how.lives = Some(DAY); });
@@ -406,18 +444,18 @@ attacks! {
     plain_http_in_the_manifest(stage) => NETWORK, "is plain HTTP", {
         stage.manifest = stage.manifest.replace("urls = [\"http://127.0.0.1", "urls = [\"http://example.org");
     }
-    a_slow_loris(stage) => NETWORK, "stalled", {
+    a_slow_loris(stage) => NETWORK, "AMD64.ova stalled", {
         stage.impatient();
         stage.answer(|answer, _| answer.pace(Pace::Trickle(Duration::from_millis(20))));
     }
-    a_slow_loris_with_the_signature(stage) => NETWORK, "stalled", {
+    a_slow_loris_with_the_signature(stage) => NETWORK, "AMD64.ova.asc stalled", {
         stage.impatient();
         let body = noise(100_000);
         stage.publisher.server.answer(&stage.release.beside(".asc"), move |_| {
             Answer::new(200, body.clone()).pace(Pace::Trickle(Duration::from_millis(20)))
         });
     }
-    a_server_that_falls_silent(stage) => NETWORK, "stalled", {
+    a_server_that_falls_silent(stage) => NETWORK, "AMD64.ova stalled", {
         stage.impatient();
         stage.answer(|answer, _| answer.pace(Pace::SilentAfter(1000)));
     }

@@ -39,7 +39,7 @@ use super::format::ImageFormat;
 use super::manifest::{BuildKind, BuildTable, Manifest};
 use super::store::{Built, Pins, Store, VerifiedImage};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::{Feed, Level};
 use crate::host::local::Local;
 
 /// Counts the changes to the builders that their texts (see [`inputs`]) do not show.
@@ -77,27 +77,24 @@ pub async fn build(
     if let Some(image) = job.find(store, feed).await? {
         return Ok(image);
     }
+    store.sweep();
     let place = Partial::open(store, &job.inputs, feed, cancel).await?;
     // Whoever held the place before may have finished it.
     if let Some(image) = job.find(store, feed).await? {
         place.remove()?;
         return Ok(image);
     }
-    let folder = place.folder().join("work");
-    match fs_err::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => fs_err::create_dir(&folder)?,
-    }
+    let folder = place.work_folder()?;
     let built = job.run(&Workshop { host: &Local::new(), folder: &folder, feed, cancel }).await;
     let image = match built {
         Ok((file, record)) => job.adopt(store, file, record).await,
         Err(error) => Err(error),
     };
     // Whatever came of it: what is in the folder has served its purpose.
-    let removed = place.remove();
-    let image = image?;
-    removed?;
-    Ok(image)
+    if let Err(error) = place.remove() {
+        feed.notice(Level::Warning, format!("what the build left goes with the next one: {error}"));
+    }
+    image
 }
 
 /// Returns the image that `manifest` describes, if it was built before from the same inputs, whatever

@@ -145,6 +145,21 @@ async fn a_cd_has_no_disk_and_says_so() {
 }
 
 #[tokio::test]
+async fn what_a_killed_conversion_left_is_gone_after_the_next() {
+    let place = Place::new();
+    let raw = place.raw();
+    let image = place.adopt(&raw, "disk.raw", ImageFormat::Raw);
+    let left = image.derived().join("unfinished-by-a-killed-run");
+    fs_err::create_dir_all(&left).expect("makes");
+    fs_err::write(left.join("disk"), b"gigabytes").expect("writes");
+    let made = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    let here = image.derived().read_dir_utf8().expect("there");
+    let mut here: Vec<_> = here.map(|entry| entry.expect("readable").into_path()).collect();
+    here.sort();
+    assert_eq!(here, [made.clone(), note(&made)]);
+}
+
+#[tokio::test]
 async fn what_fails_leaves_nothing_behind() {
     let place = Place::new();
     fs_err::write(place.path("broken"), b"QFI\xfb and nothing else").expect("writes");

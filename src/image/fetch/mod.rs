@@ -17,7 +17,7 @@ use url::Url;
 
 pub(super) use client::{Client, SMALL};
 use download::{Attempt, Trouble};
-pub(super) use partial::Partial;
+pub(super) use partial::{Partial, work_folders};
 
 use super::manifest::{Download, Location, Manifest, OpenPgp, Placeholders};
 use super::proof::{Evidence, Expectations, Proven, Times};
@@ -85,6 +85,7 @@ pub async fn fetch(
         Error::new(Kind::Recipe, format!("{} is built, not downloaded", manifest.name()))
             .hint(format!("nestlab image build {}", manifest.name()))
     })?;
+    store.sweep();
     let partial = Partial::open(store, &manifest.identity(), feed, cancel).await?;
     // Whoever held the partial download before may have finished it.
     if let Some(image) = find(store, manifest, options, feed).await? {
@@ -140,7 +141,7 @@ impl Job<'_> {
         for template in &self.download.urls {
             let (url, file) = template.image_url(self.manifest.version())?;
             match self.try_mirror(&url, &file, &mut partial).await {
-                Ok(proven) => return self.adopt(partial, &url, file, proven).await,
+                Ok(proof) => return self.adopt(partial, &url, file, proof).await,
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(Trouble::Retry(error) | Trouble::NextMirror(error)) => {
                     let error = match error.message().contains(url.as_str()) {
@@ -174,7 +175,7 @@ impl Job<'_> {
         url: &Url,
         file: &str,
         partial: &mut Partial,
-    ) -> Result<Proven, Trouble> {
+    ) -> Result<(Proven, Evidence), Trouble> {
         let version = self.manifest.version().map_or("", |version| version.as_str());
         let names = Placeholders { version, url: url.as_str(), file };
         let evidence = self.evidence(names).await?;
@@ -194,7 +195,7 @@ impl Job<'_> {
             let attempt = Attempt { job: self, url, expectations: &expectations };
             let hashed = self.resumed(&attempt, partial).await?;
             match expectations.judge(&hashed) {
-                Ok(proven) => return Ok(proven),
+                Ok(proven) => return Ok((proven, evidence)),
                 // Pieces that were put together may not belong together; whole bytes are judged.
                 Err(_) if partial.is_stitched() && again => {
                     again = false;
@@ -308,7 +309,7 @@ impl Job<'_> {
         partial: Partial,
         url: &Url,
         file: String,
-        proven: Proven,
+        (proven, evidence): (Proven, Evidence),
     ) -> Result<VerifiedImage> {
         self.feed.doing(format!("looking into {file}"));
         let form = (self.download.format, self.download.compression);
@@ -320,8 +321,8 @@ impl Job<'_> {
                 let kept = store.quarantine(manifest.name(), &path, &error)?;
                 return Err(error.hint(format!("the bytes were moved to {kept}")));
             }
-            let holder = holder.as_deref();
-            let image = store.adopt_proven(&manifest, &path, &file, &url, &proven, holder)?;
+            let (proof, holder) = ((&proven, &evidence), holder.as_deref());
+            let image = store.adopt_proven(&manifest, &path, &file, &url, proof, holder)?;
             partial.remove()?;
             Ok(image)
         })

@@ -1,14 +1,16 @@
 //! A download that is not done: its bytes so far, what they are a part of, and the claim that makes two
 //! downloads of one image one. A build holds its place in the same way.
 
+use std::fs::Permissions;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::image::digest::Sha256;
 use crate::image::store::{Claim, Store};
@@ -20,6 +22,21 @@ pub(in crate::image) struct Partial {
     /// The bytes came in more than one piece.
     stitched: bool,
     _claim: Claim,
+}
+
+/// What the name of a folder begins with that a build works in.
+const WORK: &str = "work";
+
+/// Returns what builds work in, or did, in the place `folder`.
+pub(in crate::image) fn work_folders(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut found = Vec::new();
+    for entry in folder.read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_name().starts_with(WORK) {
+            found.push(entry.into_path());
+        }
+    }
+    Ok(found)
 }
 
 /// What the bytes so far are a part of.
@@ -44,8 +61,9 @@ impl Partial {
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let folder = store.partial().join(identity.to_string());
+        let (locks, why) = (store.locks(), "waiting for another run that gets the same image");
         let claim = tokio::select! {
-            claim = Claim::wait(&folder, feed, "waiting for another run that gets the same image") => claim?,
+            claim = Claim::wait(&locks, &folder, feed, why) => claim?,
             () = cancel.cancelled() => return Err(interrupted()),
         };
         let state = match fs_err::read(folder.join("state.json")) {
@@ -57,9 +75,20 @@ impl Partial {
         Ok(Partial { folder, state, stitched: false, _claim: claim })
     }
 
-    /// Returns the folder that is held.
-    pub(in crate::image) fn folder(&self) -> &Utf8Path {
-        &self.folder
+    /// Makes a folder to build in, of this run alone: a program of a killed run that lives on cannot write
+    /// into it. What such a run left is removed, as far as that goes.
+    pub(in crate::image) fn work_folder(&self) -> Result<Utf8PathBuf> {
+        for left in work_folders(&self.folder)? {
+            // One that a program still writes to goes with the next run.
+            let _ = fs_err::remove_dir_all(left);
+        }
+        let folder = tempfile::Builder::new()
+            .prefix(WORK)
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(&self.folder)?
+            .keep();
+        Utf8PathBuf::from_path_buf(folder)
+            .map_err(|path| Error::new(Kind::Io, format!("{} is not UTF-8", path.display())))
     }
 
     /// Returns the file of bytes so far; it need not exist.
@@ -129,5 +158,25 @@ impl Partial {
         fs_err::write(self.folder.join("state.json"), bytes)?;
         self.state = state;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_build_works_in_a_folder_of_its_own_and_what_a_killed_one_left_is_gone() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let root = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("images");
+        let store = Store::open(&root).expect("opens");
+        let (id, cancel) = (Sha256::from_bytes([1; 32]), CancellationToken::new());
+        let open =
+            async || Partial::open(&store, &id, &Feed::silent(), &cancel).await.expect("free");
+        let first = open().await.work_folder().expect("makes");
+        fs_err::write(first.join("tree.tar"), "half").expect("writes");
+        let second = open().await.work_folder().expect("makes");
+        assert_ne!(first, second, "a program of the first run would write into it");
+        assert!(!first.exists() && second.is_dir());
     }
 }

@@ -115,7 +115,7 @@ fn an_ova_that_does_not_hold_together_is_refused() {
         (with(&[("demo.mf", short_list.as_bytes(), file)]), "leaves out"),
         (with(&[("demo.mf", wrong_list.as_bytes(), file)]), "differs from its digest list"),
         (with(&[("demo.mf", b"SHA256(gone)= 00\n", file)]), "names `gone`"),
-        (flipped, ""),
+        (flipped, "`d.vmdk` differs from its digest list"),
         (far.with(&[]), "0 extents"),
         (tar_of(&[("d.vmdk", &parts.vmdk, file)]), "no OVF descriptor"),
         (other_ovf(sample("e.vmdk", size, 1 << 30)), "which is not in it"),
@@ -124,8 +124,8 @@ fn an_ova_that_does_not_hold_together_is_refused() {
         (other_ovf(sample("d.vmdk", size + 1, 1 << 30)), "another size"),
         (other_ovf(sample("d.vmdk", size, 1 << 29)), "more than the"),
         (other_ovf(sample("d.vmdk", size, 1 << 30).replace("Debian_64", "Debian")), "not 64-bit"),
-        (whole[..whole.len() / 2].to_vec(), ""),
-        (b"not a tar at all".repeat(100), ""),
+        (whole[..whole.len() / 2].to_vec(), "`d.vmdk` is cut off"),
+        (b"not a tar at all".repeat(100), "the tar is damaged"),
     ] {
         let error = judged(&bytes).expect_err(part);
         assert_eq!(error.kind(), Kind::Untrusted, "{part}");

@@ -6,14 +6,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 
-use super::record::{Content, Entry, Form, Provenance, Stat};
+use super::record::{Content, Entry, Form, Kept, Provenance, Stat};
 use super::trust::private_folder;
 use super::{INCOMING, Pins, Store, USERS, VerifiedImage, bound, record, trust};
 use crate::error::{Error, Kind, Result};
 use crate::image::digest::{Sha256, Sha512, size_and_digests};
 use crate::image::format::{Compression, ImageFormat};
 use crate::image::manifest::{Manifest, is_plain_file_name};
-use crate::image::proof::Proven;
+use crate::image::proof::{Evidence, Proven};
 use crate::recipe::ImageName;
 
 /// What a builder made.
@@ -69,7 +69,7 @@ impl Store {
         file: &Utf8Path,
         file_name: &str,
         url: &str,
-        proven: &Proven,
+        (proven, evidence): (&Proven, &Evidence),
         holder: Option<&Utf8Path>,
     ) -> Result<VerifiedImage> {
         let download = manifest.download().ok_or_else(|| {
@@ -83,6 +83,8 @@ impl Store {
         };
         let _lock = self.lock()?;
         let content = self.take_in(file, file_name, digests, form)?;
+        let kept = Kept::new(manifest, url, file_name, evidence);
+        self.keep_proofs(&content.0, &manifest.identity(), &kept)?;
         let image = self.note_entry(manifest.name(), content, |sha256| Entry {
             key: manifest.identity(),
             sha256,
@@ -114,6 +116,7 @@ impl Store {
         manifest: &Manifest,
     ) -> Result<VerifiedImage> {
         let _lock = self.lock()?;
+        self.keep_proofs_also(image, manifest)?;
         let content = (image.folder.clone(), image.content.clone());
         let entry = image.entry.clone();
         let version = manifest.version().map_or_else(String::new, ToString::to_string);
@@ -224,19 +227,49 @@ impl Store {
             }
             Err(_) => folder.join(Content::FILE),
         };
-        let kept = self.quarantine(name, &file, why)?;
+        self.into_quarantine(name, &folder, &file, why).map(Some)
+    }
+
+    /// Takes what lies in `folder` out of the store, whatever its note says of it now; `None` if it is not
+    /// there any more.
+    pub(super) fn take_out(
+        &self,
+        name: &ImageName,
+        folder: &Utf8Path,
+        why: &Error,
+    ) -> Result<Option<Utf8PathBuf>> {
+        let _lock = self.lock()?;
+        let note = folder.join(Content::FILE);
+        if note.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let named = self.content(folder).ok().flatten().map(|content| content.file);
+        let named = named.filter(|file| is_plain_file_name(file)).map(|file| folder.join(file));
+        let file = named.filter(|file| file.symlink_metadata().is_ok()).unwrap_or(note);
+        self.into_quarantine(name, folder, &file, why).map(Some)
+    }
+
+    /// Moves `file` from `folder` into quarantine and removes the rest, but for who needs the image.
+    fn into_quarantine(
+        &self,
+        name: &ImageName,
+        folder: &Utf8Path,
+        file: &Utf8Path,
+        why: &Error,
+    ) -> Result<Utf8PathBuf> {
+        let kept = self.quarantine(name, file, why)?;
         let users = tempfile::Builder::new().prefix(INCOMING).tempdir_in(&self.root)?;
-        self.keep_users(&folder, &utf8(users.path())?)?;
-        fs_err::remove_dir_all(&folder)?;
+        self.keep_users(folder, &utf8(users.path())?)?;
+        fs_err::remove_dir_all(folder)?;
         if users.path().join(USERS).exists() {
             // Whoever gets the image anew finds who needs it.
-            fs_err::rename(users.keep(), &folder)?;
+            fs_err::rename(users.keep(), folder)?;
         }
-        Ok(Some(kept))
+        Ok(kept)
     }
 
     /// Moves a download whose proofs did not hold out of the way, with the reason beside it, and
-    /// returns where it is. Nothing looks for images there.
+    /// returns where it is; an earlier one of the same name is removed. Nothing looks for images there.
     pub(in crate::image) fn quarantine(
         &self,
         name: &ImageName,
@@ -251,8 +284,20 @@ impl Store {
         fs_err::rename(file, folder.join("untrusted"))?;
         fs_err::write(folder.join("why.txt"), format!("{}\n", why.report()))?;
         let _ = kept.keep();
+        for earlier in self.quarantined().read_dir_utf8()? {
+            let earlier = earlier?;
+            if earlier.path() != folder && name_in(earlier.file_name()) == Some(name.as_str()) {
+                fs_err::remove_dir_all(earlier.path())?;
+            }
+        }
         Ok(folder)
     }
+}
+
+/// Returns the image's name in the name of a folder in quarantine: between the time and random letters.
+fn name_in(folder: &str) -> Option<&str> {
+    let (name, _) = folder.split_once('-')?.1.rsplit_once('-')?;
+    Some(name)
 }
 
 fn looks_as_noted(file: &Utf8Path, content: &Content) -> bool {

@@ -6,12 +6,15 @@
 //! images/<sha256>/derived/       the same disk in other formats
 //! images/<sha256>/users/         labs that need it
 //! images/names/<name>.json       what that name has stood for, and its newest signature
-//! images/partial/                downloads that are not done
-//! images/quarantine/             downloads whose proofs did not hold, and why
+//! images/<sha256>/proofs/        what it was proven by, for each manifest
+//! images/partial/                downloads and builds that are not done
+//! images/quarantine/             the last download of each name whose proofs did not hold, and why
+//! images/locks/                  an empty file for each folder that was ever claimed
 //! ```
 //! A folder of a digest appears whole, by one rename, or not at all.
 
 mod adopt;
+mod audit;
 mod claim;
 mod prune;
 mod record;
@@ -24,6 +27,7 @@ use jiff::Timestamp;
 use sha2::Digest as _;
 
 pub use adopt::Built;
+pub use audit::Audited;
 pub(super) use claim::Claim;
 pub use prune::{Prune, Pruned};
 pub use record::Provenance;
@@ -40,6 +44,15 @@ use crate::recipe::ImageName;
 
 /// The folder of an image with a note for each lab that needs it.
 const USERS: &str = "users";
+
+/// The folder of an image with the same disk in other formats.
+const DERIVED: &str = "derived";
+
+/// The store's folder that claims are noted in.
+const LOCKS: &str = "locks";
+
+/// What the name of a disk begins with that is still being written, in [`DERIVED`].
+pub(super) const UNFINISHED: &str = "unfinished-";
 
 /// What the name of a folder begins with that is not yet, or no more, an image's.
 const INCOMING: &str = "incoming-";
@@ -123,7 +136,19 @@ impl VerifiedImage {
 
     /// Returns the folder for the same disk in other formats; it need not exist.
     pub(super) fn derived(&self) -> Utf8PathBuf {
-        self.folder.join("derived")
+        self.folder.join(DERIVED)
+    }
+
+    /// Waits for the right to work in that folder. What a conversion that was killed left in it is gone then.
+    pub(super) async fn claim_derived(&self, feed: &Feed) -> Result<Claim> {
+        let root = self.folder.parent().expect("an image's folder lies in the store");
+        let why = "waiting for another conversion of the same image";
+        let derived = self.derived();
+        let claim = Claim::wait(&root.join(LOCKS), &derived, feed, why).await?;
+        for unfinished in prune::unfinished_in(&derived)? {
+            fs_err::remove_dir_all(unfinished)?;
+        }
+        Ok(claim)
     }
 }
 
@@ -137,7 +162,7 @@ impl Store {
         let root = trust::reach(&camino::absolute_utf8(root)?)?;
         private_folder(&root)?;
         let store = Store { root };
-        for folder in [store.names(), store.partial(), store.quarantined()] {
+        for folder in [store.names(), store.partial(), store.quarantined(), store.locks()] {
             private_folder(&folder)?;
         }
         Ok(store)
@@ -384,6 +409,11 @@ impl Store {
     /// Returns the folder for downloads that are not done.
     pub(super) fn partial(&self) -> Utf8PathBuf {
         self.root.join("partial")
+    }
+
+    /// Returns the folder that claims are noted in, see [`Claim`].
+    pub(super) fn locks(&self) -> Utf8PathBuf {
+        self.root.join(LOCKS)
     }
 
     fn quarantined(&self) -> Utf8PathBuf {

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::record::Content;
-use super::{Claim, INCOMING, Store, USERS, record};
+use super::{Claim, DERIVED, INCOMING, Store, UNFINISHED, USERS, record};
 use crate::error::Result;
 use crate::image::digest::Sha256;
+use crate::image::fetch::work_folders;
 
 /// How much to take away. The memory of the newest signatures always stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,9 @@ pub enum Prune {
     /// Every image that no lab needs.
     Unused,
 }
+
+/// Why what was never, or is no more, an image is taken away.
+const INTERRUPTED: &str = "an interrupted move";
 
 /// What was taken away, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,16 +43,29 @@ impl Store {
         let _lock = self.lock()?;
         let mut pruned = Vec::new();
         let newest = self.newest_of_each_name()?;
+        // Claimed until they are gone: what begins now waits, and makes a folder of its own.
+        let mut claims = Vec::new();
         for (digest, folder) in self.content_folders()? {
+            let derived = folder.join(DERIVED);
+            let claim = Claim::take(&self.locks(), &derived)?;
+            if claim.is_none() && derived.exists() {
+                // A conversion is under way.
+                continue;
+            }
+            claims.extend(claim);
             if let Some(why) = unneeded(&folder, &digest, how, &newest) {
                 pruned.push(taken(folder, why)?);
+                continue;
+            }
+            for folder in unfinished_in(&derived)? {
+                pruned.push(taken(folder, "an unfinished conversion")?);
             }
         }
         for (folder, why) in self.leftovers()? {
             pruned.push(taken(folder, why)?);
         }
-        // Claimed until they are gone: a download that begins now waits, and makes a folder of its own.
-        let (unfinished, _claims) = self.unfinished()?;
+        let (unfinished, downloads) = self.unfinished()?;
+        claims.extend(downloads);
         for folder in unfinished {
             pruned.push(taken(folder, "an unfinished download")?);
         }
@@ -59,6 +76,40 @@ impl Store {
             self.forget_missing()?;
         }
         Ok(pruned)
+    }
+
+    /// Removes what runs left that were killed, where nobody works on it. What a later run can go on with
+    /// stays. What cannot be removed is left to [`Store::prune`], which says why.
+    pub(in crate::image) fn sweep(&self) {
+        // Nothing depends on it: a disk that is full of it says so soon enough.
+        let _ = self.try_sweep();
+    }
+
+    fn try_sweep(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        for (folder, why) in self.leftovers()? {
+            if why == INTERRUPTED {
+                fs_err::remove_dir_all(folder)?;
+            }
+        }
+        for (_, folder) in self.content_folders()? {
+            let derived = folder.join(DERIVED);
+            if let Some(_claim) = Claim::take(&self.locks(), &derived)? {
+                for unfinished in unfinished_in(&derived)? {
+                    fs_err::remove_dir_all(unfinished)?;
+                }
+            }
+        }
+        let (folders, _claims) = self.unfinished()?;
+        for folder in folders {
+            for work in work_folders(&folder)? {
+                fs_err::remove_dir_all(work)?;
+            }
+            if folder.read_dir_utf8()?.next().is_none() {
+                fs_err::remove_dir(folder)?;
+            }
+        }
+        Ok(())
     }
 
     fn newest_of_each_name(&self) -> Result<BTreeSet<Sha256>> {
@@ -74,7 +125,7 @@ impl Store {
         let (mut folders, mut claims) = (Vec::new(), Vec::new());
         for folder in self.partial().read_dir_utf8()? {
             let folder = folder?.into_path();
-            if let Some(claim) = Claim::take(&folder)? {
+            if let Some(claim) = Claim::take(&self.locks(), &folder)? {
                 folders.push(folder);
                 claims.push(claim);
             }
@@ -91,7 +142,7 @@ impl Store {
         for folder in self.root.read_dir_utf8()? {
             let folder = folder?;
             if folder.file_name().starts_with(INCOMING) {
-                found.push((folder.into_path(), "an interrupted move"));
+                found.push((folder.into_path(), INTERRUPTED));
             }
         }
         Ok(found)
@@ -111,6 +162,21 @@ impl Store {
     }
 }
 
+/// Returns the disks in `derived` that were not written to their end; whoever has claimed it knows that
+/// nobody does any more.
+pub(super) fn unfinished_in(derived: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut found = Vec::new();
+    if derived.exists() {
+        for entry in derived.read_dir_utf8()? {
+            let entry = entry?;
+            if entry.file_name().starts_with(UNFINISHED) {
+                found.push(entry.into_path());
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn unneeded(
     folder: &Utf8Path,
     digest: &Sha256,
@@ -119,7 +185,7 @@ fn unneeded(
 ) -> Option<&'static str> {
     let held = folder.join(USERS).read_dir_utf8().is_ok_and(|mut users| users.next().is_some());
     if !held && !folder.join(Content::FILE).is_file() {
-        return Some("an interrupted move");
+        return Some(INTERRUPTED);
     }
     match how {
         _ if held => None,

@@ -4,7 +4,9 @@ use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
-use camino::Utf8Path;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::image::digest::{Fingerprint, Sha256, Sha512};
 use crate::image::format::{Compression, ImageFormat};
+use crate::image::manifest::{Manifest, Origin};
+use crate::image::proof::Evidence;
 use crate::recipe::ImageName;
 
-/// The version of both notes. A reader refuses newer ones; fields are only ever added.
+/// The version of the notes. A reader refuses newer ones; fields are only ever added.
 const SCHEMA: u32 = 1;
 
 /// What lies in the folder of one digest: `images/<sha256>/image.json`.
@@ -121,6 +125,77 @@ pub(super) struct Entry {
     pub(super) provenance: Provenance,
 }
 
+/// What an image was proven by: `images/<sha256>/proofs/<key>.json`, the small files in base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    schema: u32,
+    /// The manifest's text, and the file that it was in, if any: its own paths begin there.
+    pub(super) manifest: String,
+    pub(super) origin: Option<Utf8PathBuf>,
+    /// What its placeholders stood for.
+    pub(super) url: String,
+    pub(super) file: String,
+    key: Option<String>,
+    signature: Option<String>,
+    checksums: Option<String>,
+    checksums_signify: Option<String>,
+    checksums_signature: Option<String>,
+    checksums_key: Option<String>,
+}
+
+impl Kept {
+    /// Returns where the note is for the manifest with this identity.
+    pub(super) fn path(folder: &Utf8Path, key: &Sha256) -> Utf8PathBuf {
+        folder.join("proofs").join(format!("{key}.json"))
+    }
+
+    pub(super) fn new(manifest: &Manifest, url: &str, file: &str, evidence: &Evidence) -> Self {
+        let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| BASE64.encode(bytes));
+        let kept = Kept {
+            schema: SCHEMA,
+            manifest: String::new(),
+            origin: None,
+            url: url.to_owned(),
+            file: file.to_owned(),
+            key: text(&evidence.key),
+            signature: text(&evidence.signature),
+            checksums: text(&evidence.checksums),
+            checksums_signify: text(&evidence.checksums_signify),
+            checksums_signature: text(&evidence.checksums_signature),
+            checksums_key: text(&evidence.checksums_key),
+        };
+        kept.under(manifest)
+    }
+
+    /// Returns the same proofs as those that another manifest demands.
+    pub(super) fn under(self, manifest: &Manifest) -> Self {
+        let origin = match manifest.origin() {
+            Origin::File(path) => Some(path.clone()),
+            Origin::Shipped | Origin::Text(_) => None,
+        };
+        Kept { manifest: manifest.text().to_owned(), origin, ..self }
+    }
+
+    /// # Errors
+    /// [`Kind::Untrusted`] if it is not as it was written.
+    pub(super) fn evidence(&self) -> Result<Evidence> {
+        let bytes = |text: &Option<String>| {
+            let bytes = text.as_ref().map(|text| BASE64.decode(text)).transpose();
+            bytes.map_err(|error| {
+                Error::new(Kind::Untrusted, "what it was proven by is damaged").because(error)
+            })
+        };
+        Ok(Evidence {
+            key: bytes(&self.key)?,
+            signature: bytes(&self.signature)?,
+            checksums: bytes(&self.checksums)?,
+            checksums_signify: bytes(&self.checksums_signify)?,
+            checksums_signature: bytes(&self.checksums_signature)?,
+            checksums_key: bytes(&self.checksums_key)?,
+        })
+    }
+}
+
 /// Where an image came from, and why it is believed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -169,11 +244,17 @@ impl Note for Known {
     }
 }
 
+impl Note for Kept {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
 /// Reads a note; `None` if there is none.
 ///
 /// # Errors
 /// [`Kind::Io`] if it is damaged or newer: the memory in it is not to be overwritten silently.
-#[expect(private_bounds, reason = "the trait names the two notes of this module")]
+#[expect(private_bounds, reason = "the trait names the notes of this module")]
 pub(super) fn read<T: DeserializeOwned + Note>(path: &Utf8Path) -> Result<Option<T>> {
     let mut bytes = Vec::new();
     match no_link(OpenOptions::new().read(true)).open(path) {

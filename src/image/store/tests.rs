@@ -346,13 +346,77 @@ fn an_unfinished_download_is_pruned_unless_somebody_works_on_it() {
     let unfinished = place.store.partial().join("unfinished");
     fs_err::create_dir(&unfinished).expect("makes");
     fs_err::write(unfinished.join("data"), b"half").expect("writes");
-    let claim = Claim::take(&unfinished).expect("opens").expect("nobody has it");
+    let claim =
+        Claim::take(&place.store.locks(), &unfinished).expect("opens").expect("nobody has it");
     assert_eq!(place.store.prune(Prune::Unused, false).expect("prunes"), []);
     assert!(unfinished.join("data").exists(), "another run works on it");
     drop(claim);
     let pruned = place.store.prune(Prune::Unused, false).expect("prunes");
     assert_eq!(pruned.iter().map(|one| &one.path).collect::<Vec<_>>(), [&unfinished]);
     assert!(!unfinished.exists());
+}
+
+/// Makes a folder with something in it.
+fn left(folder: Utf8PathBuf) -> Utf8PathBuf {
+    fs_err::create_dir_all(&folder).expect("makes");
+    fs_err::write(folder.join("disk"), b"gigabytes").expect("writes");
+    folder
+}
+
+#[test]
+fn what_killed_runs_left_is_swept_unless_somebody_works_on_it_or_can_go_on_with_it() {
+    let place = place();
+    let (image, busy) = (place.adopt("demo", 1, b"a"), place.adopt("demo", 2, b"b"));
+    let partial = |name: &str| place.store.partial().join(name);
+    let litter = [
+        left(place.store.root().join("incoming-x")),
+        left(image.derived().join("unfinished-x")),
+        left(partial("built").join("work-x")),
+        left(partial("earlier").join("work")),
+    ];
+    let kept = [left(busy.derived().join("unfinished-x")), left(partial("download"))];
+    let claim = Claim::take(&place.store.locks(), &busy.derived()).expect("opens");
+    place.store.sweep();
+    assert!(litter.iter().all(|folder| !folder.exists()), "{litter:?}");
+    assert!(kept.iter().all(|folder| folder.exists()), "{kept:?}");
+    assert!(!partial("built").exists(), "nothing of it is left to go on with");
+    drop(claim.expect("nobody has it"));
+    place.store.sweep();
+    assert!(!kept[0].exists());
+}
+
+#[test]
+fn an_image_that_is_being_converted_is_not_pruned_and_what_a_killed_conversion_left_is() {
+    let place = place();
+    let image = place.adopt("demo", 1, b"disk");
+    let unfinished = left(image.derived().join("unfinished-x"));
+    let claim = Claim::take(&place.store.locks(), &image.derived()).expect("opens");
+    assert_eq!(place.store.prune(Prune::Unused, false).expect("prunes"), []);
+    drop(claim.expect("nobody has it"));
+    let pruned = place.store.prune(Prune::Superseded, false).expect("prunes");
+    assert_eq!(pruned.iter().map(|one| &one.path).collect::<Vec<_>>(), [&unfinished]);
+    assert!(!unfinished.exists() && image.path().exists());
+}
+
+#[test]
+fn the_quarantine_keeps_the_last_of_each_image_and_no_more() {
+    let place = place();
+    for (name, inputs, bytes) in
+        [("demo", 1, b"dusk"), ("demo-two", 2, b"dawn"), ("demo", 1, b"noon")]
+    {
+        let image = place.adopt(name, inputs, &[inputs; 4]);
+        fs_err::write(image.path(), bytes).expect("writes");
+        let (name, key) = (name.parse().expect("a name"), Sha256::from_bytes([inputs; 32]));
+        let found = place.store.find_intact(&name, &key, Pins::default(), None, &Feed::silent());
+        assert_eq!(found.expect("sets it aside"), None);
+    }
+    let kept = place.store.quarantined().read_dir_utf8().expect("there");
+    let mut kept: Vec<Vec<u8>> = kept
+        .map(|folder| fs_err::read(folder.expect("readable").path().join("untrusted")))
+        .collect::<Result<_, _>>()
+        .expect("kept");
+    kept.sort();
+    assert_eq!(kept, [b"dawn", b"noon"]);
 }
 
 #[test]

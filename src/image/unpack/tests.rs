@@ -141,7 +141,7 @@ fn members_that_do_not_belong_are_refused() {
         (&[], &["link.qcow2"], "neither a plain file"),
         (&["--hard-dereference"], &["Demo.qcow2", "Demo.xml", "Demo.xml"], "twice"),
         (&[], &["Demo.xml", "HARD"], "neither a plain file"),
-        (&["--format=posix", "--sparse"], &["Demo.qcow2"], ""),
+        (&["--format=posix", "--sparse"], &["Demo.qcow2"], "not a plain file name"),
     ] {
         let error = disk_of(options, members).expect_err(part);
         assert_eq!(error.kind(), Kind::Untrusted, "{members:?}");

@@ -1,5 +1,5 @@
-//! A bundle: what helps to understand a failed lab, in one archive that can be handed on. No private key
-//! and no password is in it.
+//! A bundle: what helps to understand a failed lab, in one archive that can be handed on. No private key,
+//! password, token or cookie is in it.
 //!
 //! Each level is asked a fixed list of questions and for its guests' files; what does not answer is
 //! named in the bundle, and never a reason not to make one.
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use self::archive::Archive;
 use self::secrets::Secrets;
 use super::directory::Lab;
+use super::numbered::Numbered;
 use super::private;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
@@ -64,11 +65,12 @@ pub async fn bundle(
     feed: &Feed,
     cancel: &CancellationToken,
 ) -> Result<Bundle> {
-    make_room(lab)?;
-    let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
-    let name = format!("nestlab-{}-{time}", lab.name());
+    let (directory, beginning) = (lab.logs(), format!("nestlab-{}-", lab.name()));
+    let earlier = Numbered { directory: &directory, beginning: &beginning, ending: ENDING };
+    let path = earlier.next(KEPT, "")?;
+    let name = path.file_name().expect("it has just been given one").trim_end_matches(ENDING);
     let mut gathering = Gathering {
-        archive: Archive::create(&lab.logs().join(format!("{name}{ENDING}")), &name)?,
+        archive: Archive::create(&path, name)?,
         secrets: Secrets::of(lab)?,
         missing: unreachable,
     };
@@ -87,20 +89,6 @@ pub async fn bundle(
 
 /// The ending of a bundle's name.
 const ENDING: &str = ".bundle.tar.gz";
-
-fn make_room(lab: &Lab) -> Result<()> {
-    let mut earlier = Vec::new();
-    for entry in fs_err::read_dir(lab.logs())? {
-        let path = Utf8PathBuf::from_path_buf(entry?.path());
-        earlier.extend(path.ok().filter(|path| path.as_str().ends_with(ENDING)));
-    }
-    earlier.sort();
-    earlier.truncate(earlier.len().saturating_sub(KEPT - 1));
-    for old in earlier {
-        fs_err::remove_file(old)?;
-    }
-    Ok(())
-}
 
 struct Gathering {
     archive: Archive,
@@ -172,7 +160,7 @@ impl Gathering {
 
     fn finish(mut self) -> Result<Bundle> {
         let mut text = format!(
-            "nestlab {}\nmade {:.0}\n\nPrivate keys and passwords were left out or replaced by {}.\n",
+            "nestlab {}\nmade {:.0}\n\nPrivate keys, passwords, tokens and cookies were left out or replaced by {}.\n",
             env!("CARGO_PKG_VERSION"),
             Timestamp::now(),
             secrets::MARK,
@@ -298,6 +286,32 @@ mod tests {
         let last = make(&lab, Vec::new()).await;
         assert!(!last.files.iter().any(|name| name.ends_with(ENDING)), "{:?}", last.files);
         assert_eq!(lab.logs().read_dir_utf8().expect("lists").count(), KEPT);
+    }
+
+    #[tokio::test]
+    async fn the_newest_bundles_stay_although_the_clock_was_set_back() {
+        let (_keep, lab) = lab();
+        for day in 10..10 + KEPT {
+            let name = format!("nestlab-demo-209901{day}T000000.000000Z{ENDING}");
+            std::fs::write(lab.logs().join(name), "").expect("writes");
+        }
+        let (one, two) = (make(&lab, Vec::new()).await, make(&lab, Vec::new()).await);
+        assert!(one.path.exists() && two.path.exists());
+        assert_eq!(lab.logs().read_dir_utf8().expect("lists").count(), KEPT);
+    }
+
+    #[tokio::test]
+    async fn a_key_in_a_log_with_a_nul_in_it_is_in_no_bundle() {
+        let (_keep, lab) = lab();
+        let key = lab.keys().user().expect("makes");
+        let said = format!("\0boot\r\n{}", key.private().replace('\n', "\r\n"));
+        std::fs::write(lab.logs().join("l1-serial.log"), said).expect("writes");
+        let files = read(&make(&lab, Vec::new()).await);
+        let left = &files["logs/l1-serial.log"];
+        assert!(left.contains("boot") && left.contains(secrets::MARK), "{left:?}");
+        for line in key.private().lines().filter(|line| line.len() > 30 && !line.contains("KEY")) {
+            assert!(!left.contains(line), "a line of a private key is in the bundle");
+        }
     }
 
     #[tokio::test]

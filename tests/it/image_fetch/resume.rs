@@ -118,6 +118,18 @@ async fn without_a_tag_the_date_allows_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_weak_tag_does_not_allow_to_go_on() {
+    let place = Place::new();
+    place.answer(|mut answer, earlier| {
+        answer.headers.retain(|(name, _)| !matches!(*name, "etag" | "last-modified"));
+        let answer = answer.header("etag", "W/\"about-the-same\"");
+        if earlier == 0 { answer.pace(Pace::DropAfter(900_000)) } else { answer }
+    });
+    place.arrives().await;
+    assert_eq!(place.ranges(), [None, None], "the pieces of two files may not be put together");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_mirror_goes_on_where_the_first_one_ended() {
     let mut place = Place::new();
     place.options.attempts = 1;

@@ -1,5 +1,5 @@
-//! The store against other users of the same machine. What only root can set up is done as root alone;
-//! the rule itself is tested beside the code, for every user.
+//! The store against other users of the same machine, and proven again. What only root can set up is done as
+//! root alone; the rule itself is tested beside the code, for every user.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
@@ -120,4 +120,83 @@ fn an_image_that_belongs_to_another_user_is_set_aside_and_fetched_anew() {
     assert!(told.contains("belongs to user 65534") && told.contains("quarantine"), "{told}");
     assert_eq!(std::fs::read(&stage.image).expect("reads"), stage.place.release.bytes[..]);
     assert_eq!(stage.folder().metadata().expect("is there").uid(), 0);
+}
+
+/// Runs `nestlab image verify --store` in the place's home; returns the exit code and the answer.
+fn verified(place: &Place, more: &[&str]) -> (Option<i32>, serde_json::Value) {
+    let output = Command::new(assert_cmd::cargo::cargo_bin("nestlab"))
+        .env_clear()
+        .env("HOME", place.folder.path())
+        .arg("--cache-dir")
+        .arg(place.folder.path())
+        .args(["--json", "image", "verify", "--store"])
+        .args(more)
+        .output()
+        .expect("runs");
+    let told = format!("{output:?}");
+    (output.status.code(), serde_json::from_slice(&output.stdout).expect(&told))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_store_is_proven_again_by_the_signatures_that_were_kept() {
+    let place = Place::with(noise(50_000));
+    place.arrives().await;
+    let asked = place.publisher.server.requests().len();
+    let (code, answer) = verified(&place, &[]);
+    assert_eq!(code, Some(0), "{answer}");
+    let proofs = answer["images"][0]["proofs"].to_string();
+    for proof in ["OpenPGP signature by", "signed with signify and OpenPGP"] {
+        assert!(proofs.contains(proof), "{proof}: {answer}");
+    }
+    assert_eq!(place.publisher.server.requests().len(), asked, "nobody was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_changed_unseen_fails_and_is_taken_out_only_on_request() {
+    let place = Place::with(noise(50_000));
+    let image = place.arrives().await;
+    // As a disk that forgets: the note is made to say that nothing happened.
+    let mut bytes = place.release.bytes.to_vec();
+    bytes[1000] ^= 1;
+    std::fs::write(image.path(), bytes).expect("writes");
+    let note = image.path().with_file_name("image.json");
+    let mut noted: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&note).expect("reads")).expect("is JSON");
+    let meta = std::fs::metadata(image.path()).expect("is there");
+    noted["stat"]["modified"] = serde_json::json!([meta.mtime(), meta.mtime_nsec()]);
+    noted["stat"]["changed"] = serde_json::json!([meta.ctime(), meta.ctime_nsec()]);
+    std::fs::write(&note, noted.to_string()).expect("writes");
+    assert!(place.store.find(&place.manifest()).expect("looks as it did").is_some());
+
+    let (code, answer) = verified(&place, &[]);
+    assert_eq!((code, &answer["images"][0]["holds"]), (Some(4), &false.into()), "{answer}");
+    assert!(answer["images"][0]["why"].to_string().contains("signature"), "{answer}");
+    assert!(image.path().exists(), "nobody asked to have it moved");
+
+    let (code, answer) = verified(&place, &["--quarantine"]);
+    assert_eq!(code, Some(4), "{answer}");
+    let kept = answer["images"][0]["quarantined"].as_str().expect("it was moved");
+    assert!(Path::new(kept).join("untrusted").exists() && !image.path().exists());
+    assert_eq!(verified(&place, &[]), (Some(0), serde_json::json!({"schema": 1, "images": []})));
+    place.arrives().await;
+}
+
+#[test]
+fn a_store_that_is_not_trusted_keeps_nobody_from_destroying_a_lab() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let root = camino::Utf8Path::from_path(scratch.path()).expect("UTF-8");
+    let labs = nestlab::lab::Labs::at(root.join("state"));
+    let lab = labs.create(&"demo".parse().expect("a name"), "").expect("makes");
+    let cache = root.join("cache");
+    std::fs::create_dir(&cache).expect("makes");
+    std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    let output = Command::new(assert_cmd::cargo::cargo_bin("nestlab"))
+        .args(["--state-dir", root.join("state").as_str(), "--cache-dir", cache.as_str()])
+        .args(["destroy", "demo", "--yes"])
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains(&format!("others can write to {cache}")), "{told}");
+    assert!(!lab.directory().exists());
 }

@@ -1,5 +1,6 @@
 //! The way that an image takes: mirrors, proxies, HTTPS, several fetches at once, the free space.
 
+use std::io::{BufRead as _, BufReader};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -16,8 +17,10 @@ async fn the_next_mirror_is_tried_after_an_error_a_stall_and_a_failed_proof() {
     let wrong = Arc::<[u8]>::from(noise(2_000_000));
     for trouble in ["missing", "silent", "tampered"] {
         let mut place = Place::new();
-        place.options.stall = Duration::from_secs(2);
-        place.options.attempts = 1;
+        if trouble == "silent" {
+            place.options.stall = Duration::from_secs(4);
+        }
+        place.options.attempts = 2;
         let manifest = place.manifest_with_mirror("/mirror");
         let path = format!("/mirror/{}", place.release.file);
         for end in [".asc", ".sha512sums", ".sha512sums.asc", ".sha512sums.sig"] {
@@ -60,7 +63,6 @@ fn two_processes_share_one_download() {
     let place = Place::new();
     let manifest = place.folder.path().join("image.toml");
     fs_err::write(&manifest, place.publisher.manifest_toml(&place.release)).expect("writes");
-    // The second process is started while the first one's download is under way.
     let (started, go) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
     let (at_server, let_go) = (started.clone(), go.clone());
     place.answer(move |answer, earlier| {
@@ -70,6 +72,7 @@ fn two_processes_share_one_download() {
         }
         answer
     });
+    // The first process is let go only once the second one says that it waits for it.
     let spawn = || {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("nestlab"));
         command
@@ -84,11 +87,16 @@ fn two_processes_share_one_download() {
     };
     let first = spawn();
     started.wait();
-    let second = spawn();
+    let mut second = spawn();
+    let mut told = BufReader::new(second.stderr.take().expect("piped")).lines();
+    let waits =
+        |line: std::io::Result<String>| line.expect("reads").contains("waiting for another run");
+    assert!(told.any(waits), "the second ended without waiting for the first");
     go.wait();
+    let rest: Vec<_> = told.collect();
     let outputs = [first, second].map(|child| child.wait_with_output().expect("ends"));
     for output in &outputs {
-        assert!(output.status.success(), "{output:?}");
+        assert!(output.status.success(), "{output:?}, {rest:?}");
     }
     assert_eq!(outputs[0].stdout, outputs[1].stdout);
     assert_eq!(place.ranges(), [None]);

@@ -30,8 +30,9 @@ impl Appliance {
     /// Returns an appliance called `name` in these networks, not started yet. In each it has an address of
     /// which the last octet is given, and knows `two` by name.
     async fn new(name: &str, networks: &[(&str, u8)]) -> Self {
-        let store =
-            Store::open(&Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("images")).expect("opens");
+        // The one that all tests share.
+        let root = Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache/images");
+        let store = Store::open(&root).expect("opens");
         let manifest = Manifest::shipped("appliance").expect("it is shipped");
         let options = BuildOptions { format: Some(ImageFormat::Iso), ..BuildOptions::default() };
         let (feed, cancel) = (Feed::silent(), CancellationToken::new());

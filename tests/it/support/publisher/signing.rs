@@ -12,7 +12,7 @@ use sequoia_openpgp::packet::signature::subpacket::NotationDataFlags;
 use sequoia_openpgp::packet::{Key, key};
 use sequoia_openpgp::serialize::SerializeInto as _;
 use sequoia_openpgp::types::{HashAlgorithm, KeyFlags, ReasonForRevocation, SignatureType};
-use sequoia_openpgp::{Cert, Packet};
+use sequoia_openpgp::{Cert, Packet, Profile};
 
 /// A day.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -59,6 +59,12 @@ impl PgpKey {
     /// A key like Kicksecure's: a primary key that certifies, and a subkey that signs; a year old.
     pub fn new() -> Self {
         Self::built(CertBuilder::new().add_signing_subkey())
+    }
+
+    /// The same as a version 6 key, whose signatures hash a salt ahead of the bytes.
+    pub fn version_6() -> Self {
+        let builder = CertBuilder::new().set_profile(Profile::RFC9580).expect("is known");
+        Self::built(builder.add_signing_subkey())
     }
 
     /// A key whose primary key signs.
