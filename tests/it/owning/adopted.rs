@@ -36,7 +36,7 @@ impl Adopted {
         let lab = user.labs().create(&"mine".parse().unwrap(), "").unwrap();
         let blueprint = blueprint(&user, &lab);
         let held = lab.lock(["nestlab", "up"]).unwrap();
-        blueprint.keep(&held).unwrap();
+        blueprint.keep(&held, &held.journal().unwrap()).await.unwrap();
         let ledger = Ledger::of_step(&held.journal().unwrap(), "up");
 
         let uuid = bench.uuid().to_owned();
