@@ -3,7 +3,8 @@
 //!
 //! | fault | at its point |
 //! |---|---|
-//! | `kill@N` | the process is gone, as by SIGKILL or a power cut |
+//! | `kill@N` | the process is gone, as by SIGKILL |
+//! | `cut@N` | the power is cut: so is the process, and what it wrote and did not make durable |
 //! | `fail@N` | the operation fails |
 //! | `hang@N` | the operation never ends; `nestlab: hangs at N` is written to standard error |
 //! | `full@N` | the operation fails because the disk is full |
@@ -15,18 +16,23 @@
 //! is an empty function.
 
 #[cfg(any(test, feature = "faults"))]
+pub(crate) use enabled::{create, in_step, point, rename, sync, sync_directory, write_all};
+#[cfg(any(test, feature = "faults"))]
 pub use enabled::{host, passed};
 #[cfg(any(test, feature = "faults"))]
-pub(crate) use enabled::{in_step, point, write_all};
+mod power;
 
 #[cfg(not(any(test, feature = "faults")))]
 pub use disabled::host;
 #[cfg(not(any(test, feature = "faults")))]
-pub(crate) use disabled::{in_step, point, write_all};
+pub(crate) use disabled::{create, in_step, point, rename, sync, sync_directory, write_all};
 
 #[cfg(not(any(test, feature = "faults")))]
 mod disabled {
-    use std::io;
+    use std::fs;
+    use std::io::{self, Write as _};
+
+    use camino::Utf8Path;
 
     use crate::host::HostRef;
 
@@ -35,14 +41,37 @@ mod disabled {
         Ok(())
     }
 
+    /// Opens the file at `path`, which may be made by that.
     #[inline]
-    pub(crate) fn write_all(file: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn create(options: &fs::OpenOptions, path: &Utf8Path) -> io::Result<fs::File> {
+        options.open(path)
+    }
+
+    #[inline]
+    pub(crate) fn write_all(file: &mut fs::File, _: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
     }
 
     #[inline]
     pub(crate) async fn in_step<T>(_step: String, work: impl Future<Output = T>) -> T {
         work.await
+    }
+
+    /// Makes what is in `file` durable.
+    #[inline]
+    pub(crate) fn sync(file: &fs::File, _: &Utf8Path) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    #[inline]
+    pub(crate) fn rename(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Makes the names in `directory` durable.
+    #[inline]
+    pub(crate) fn sync_directory(directory: &Utf8Path) -> io::Result<()> {
+        fs::File::open(directory)?.sync_all()
     }
 
     /// Returns `host` as it is: this build injects no faults.
@@ -54,13 +83,15 @@ mod disabled {
 
 #[cfg(any(test, feature = "faults"))]
 mod enabled {
-    use std::io;
+    use std::fs;
+    use std::io::{self, Write as _};
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use async_trait::async_trait;
     use camino::Utf8Path;
 
+    use super::power;
     use crate::error::{Error, Result};
     use crate::event::Feed;
     use crate::host::{Command, Exit, Host, HostRef, OnOutput, Stream, StreamAddress};
@@ -68,6 +99,7 @@ mod enabled {
     #[derive(Clone, Copy)]
     enum Fault {
         Kill,
+        Cut,
         Fail,
         Hang,
         Full,
@@ -94,7 +126,7 @@ mod enabled {
         static WANTED: OnceLock<Option<(Fault, u64)>> = OnceLock::new();
         *WANTED.get_or_init(|| {
             let text = std::env::var("NESTLAB_FAULT").ok()?;
-            Some(parse(&text).expect("NESTLAB_FAULT is kill@N, fail@N, hang@N or full@N"))
+            Some(parse(&text).expect("NESTLAB_FAULT is kill@N, cut@N, fail@N, hang@N or full@N"))
         })
     }
 
@@ -102,6 +134,7 @@ mod enabled {
         let (fault, at) = text.split_once('@')?;
         let fault = match fault {
             "kill" => Fault::Kill,
+            "cut" => Fault::Cut,
             "fail" => Fault::Fail,
             "hang" => Fault::Hang,
             "full" => Fault::Full,
@@ -132,10 +165,10 @@ mod enabled {
 
     fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
         match fault {
-            Fault::Kill => {
-                let me = rustix::process::getpid();
-                rustix::process::kill_process(me, rustix::process::Signal::KILL)?;
-                unreachable!("a process survives no SIGKILL");
+            Fault::Kill => end(),
+            Fault::Cut => {
+                power::cut()?;
+                end()
             }
             Fault::Fail => Err(io::Error::other(format!("fault {at} was injected at {name}"))),
             Fault::Full => Err(io::Error::new(
@@ -147,6 +180,19 @@ mod enabled {
                 Ok(())
             }
         }
+    }
+
+    /// Ends this process as SIGKILL does.
+    fn end() -> ! {
+        let me = rustix::process::getpid();
+        // If it cannot be killed, it ends all the same.
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+        std::process::abort()
+    }
+
+    /// Returns whether the run is to end with a power cut, so that what is durable must be known.
+    fn may_be_cut() -> bool {
+        matches!(wanted(), Some((Fault::Cut, _)))
     }
 
     /// Passes a point in code that blocks its thread.
@@ -165,12 +211,46 @@ mod enabled {
         std::future::pending().await
     }
 
-    /// Writes `bytes` with a point in their middle, so that a line can be torn.
-    pub(crate) fn write_all(file: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    /// Opens the file at `path`, which may be made by that.
+    pub(crate) fn create(options: &fs::OpenOptions, path: &Utf8Path) -> io::Result<fs::File> {
+        if may_be_cut() && !path.exists() {
+            power::naming(path);
+        }
+        options.open(path)
+    }
+
+    /// Writes `bytes` to the file at `path` with a point in their middle, so that a line can be torn.
+    pub(crate) fn write_all(file: &mut fs::File, path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+        if may_be_cut() {
+            power::writing(file, path)?;
+        }
         let (first, second) = bytes.split_at(bytes.len() / 2);
         file.write_all(first)?;
         point("the middle of a write")?;
         file.write_all(second)
+    }
+
+    /// Makes what is in `file` durable.
+    pub(crate) fn sync(file: &fs::File, path: &Utf8Path) -> io::Result<()> {
+        file.sync_data()?;
+        power::synced(path);
+        Ok(())
+    }
+
+    pub(crate) fn rename(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
+        if may_be_cut() {
+            power::naming(to);
+        }
+        fs::rename(from, to)?;
+        power::renamed(from, to);
+        Ok(())
+    }
+
+    /// Makes the names in `directory` durable.
+    pub(crate) fn sync_directory(directory: &Utf8Path) -> io::Result<()> {
+        fs::File::open(directory)?.sync_all()?;
+        power::names_synced(directory);
+        Ok(())
     }
 
     /// Returns `host` with a point before and one after every command and transfer.
@@ -236,10 +316,12 @@ mod enabled {
         #[test]
         fn every_point_is_counted_and_without_a_fault_nothing_happens() {
             let before = passed();
-            let mut written = Vec::new();
-            write_all(&mut written, b"whole").expect("no fault was asked for");
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = Utf8Path::from_path(folder.path()).expect("UTF-8").join("file");
+            let mut file = fs::File::create(&path).expect("makes a file");
+            write_all(&mut file, &path, b"whole").expect("no fault was asked for");
             point("here").expect("no fault was asked for");
-            assert_eq!(written, b"whole");
+            assert_eq!(fs::read(&path).expect("is there"), b"whole");
             assert!(passed() >= before + 2);
         }
     }

@@ -10,7 +10,7 @@ use crate::event::{Feed, Level};
 use crate::hypervisor::virtualbox::GLOBAL;
 use crate::lab::resources::{self, Adopted};
 use crate::lab::{Journal, Lab, LabLock, Labs, Ledger, Resource};
-use crate::plan::{Blueprint, Machine, Machines};
+use crate::plan::{Blueprint, Machine, Machines, recovery};
 use crate::recipe::LabName;
 
 /// Remove everything that a lab made, or one guest of it; images stay in the store
@@ -51,6 +51,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         Some(_) => Some(Session::of(lab.clone())?),
         None => None,
     };
+    if let Some(session) = &session {
+        look_into_damage(session, &lock, globals).await?;
+    }
     let doomed = Doomed::of(&lab, session.as_ref(), &args)?;
     if doomed.is_nothing() {
         return nothing_chosen(&args, &lab);
@@ -60,9 +63,22 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     }
     // Its log would lie in the lab that goes.
     let told = Told::begin(globals, None)?;
+    told.warn_of_records(&lab);
     let removed = remove(doomed, lab, lock, session, &args, globals, &told).await;
     told.end();
     removed.map(|()| ExitCode::SUCCESS)
+}
+
+/// Looks for what damage of the journal may hide, so that it is asked about and removed with the rest.
+async fn look_into_damage(session: &Session, lock: &LabLock, globals: &Globals) -> Result<()> {
+    let journal = lock.journal()?;
+    if journal.unexamined().is_empty() {
+        return Ok(());
+    }
+    let told = Told::begin(globals, None)?;
+    let found = recovery::find_hidden(&session.machines, &journal, &told.feed).await;
+    told.end();
+    found
 }
 
 fn nothing_chosen(args: &Args, lab: &Lab) -> Result<ExitCode> {
@@ -195,7 +211,7 @@ async fn remove(
         told.feed.notice(Level::Warning, kept.clone());
     }
     match (&doomed.guests, session) {
-        (Some(guests), Some(session)) => forget(guests, &session, &lock),
+        (Some(guests), Some(session)) => forget(guests, &session, &lock).await,
         _ => remove_lab(lab, lock, globals, &told.feed),
     }
 }
@@ -313,11 +329,11 @@ fn is_out_of_reach(error: &Error) -> bool {
 }
 
 /// Forgets what the lab knows of `guests`, which are gone; those that the recipe has it makes again.
-fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result<()> {
+async fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result<()> {
     let (before, lab) = (session.machines.blueprint(), &session.lab);
     let mut after = before.clone();
     after.dropped.retain(|machine| !guests.contains(machine));
-    after.keep(lock)?;
+    after.keep(lock, &lock.journal()?).await?;
     for guest in guests {
         let name = guest.name.as_str();
         let mut others = before.all().filter(|other| other.name.as_str() == name);
@@ -331,6 +347,7 @@ fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result<()> {
 
 /// Removes the lab itself, of which nothing else remains.
 fn remove_lab(lab: Lab, lock: LabLock, globals: &Globals, feed: &Feed) -> Result<()> {
+    recovery::check_nothing_runs(&lab)?;
     match crate::image::Store::open(&globals.cache_dir.join("images")) {
         Ok(store) => store.release(lab.directory())?,
         // Nothing in it is believed; that it still notes the lab is no reason to keep it.

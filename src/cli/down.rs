@@ -29,6 +29,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let ledger = Ledger::of_step(&lock.journal()?, "down");
     let log = RunLog::create(&session.lab.logs(), "down")?;
     let told = Told::begin(globals, Some(log))?;
+    told.warn_of_records(&session.lab);
     let mut stopped = Ok(());
     let blueprint = session.machines.blueprint();
     let mut machines: Vec<&Machine> = blueprint.all().collect();

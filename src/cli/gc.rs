@@ -157,7 +157,7 @@ mod tests {
         let lab = LabView {
             lab: "demo".into(),
             how: "interrupted at 2026-01-01T00:00:00Z".into(),
-            resources: vec![Resource::File { host: "L0".into(), path: "/x".into() }],
+            resources: vec![Resource::Directory { host: "L0".into(), path: "/x".into() }],
             destroyed: false,
         };
         let hypervisor = HypervisorKind::Qemu;
@@ -175,7 +175,7 @@ mod tests {
         };
         assert_eq!(
             text(&answer),
-            "demo: interrupted at 2026-01-01T00:00:00Z\n  file /x on L0\n  \
+            "demo: interrupted at 2026-01-01T00:00:00Z\n  directory /x on L0\n  \
                `nestlab up` goes on with it; `nestlab destroy demo` removes it\n\
              nestlab-gone-l1: a VM in qemu of the lab gone, which is gone; `nestlab gc --yes` removes it\n\
              nestlab-gone-l1: a VM in qemu of the lab gone, which is gone; removed\n\

@@ -15,7 +15,9 @@ use crate::error::Result;
 use crate::event::Feed;
 use crate::host::{Command, quote};
 use crate::lab::Labs;
-use crate::plan::{self, Blueprint, Check, Context, Machine, Plan, RecipeSource, StepId, World};
+use crate::plan::{
+    self, Blueprint, Check, Context, Machine, Plan, RecipeSource, StepId, World, recovery,
+};
 use crate::recipe::budget::{GuestView, WayOut};
 use crate::recipe::{HypervisorKind, LabName, Recipe};
 
@@ -43,6 +45,8 @@ pub(crate) struct Args {
 struct Answer {
     schema: u32,
     lab: String,
+    /// What is wrong with the lab's records, or keeps `up` from working on it here.
+    warnings: Vec<String>,
     guests: Vec<GuestView>,
     /// The Host Key of every VirtualBox, the outermost first.
     host_keys: Vec<WayOut>,
@@ -94,6 +98,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let answer = Answer {
         schema: 1,
         lab: name.to_string(),
+        warnings: if lab.directory().exists() { recovery::warnings(&lab) } else { Vec::new() },
         guests: world.budget.view(&world.recipe),
         host_keys: world.budget.ways_out(&world.recipe),
         steps: views(&plan, checks, &context).await?,
@@ -154,6 +159,9 @@ async fn views(
 /// Returns the answer for a person. Writing to a `String` cannot fail.
 fn text(answer: &Answer) -> String {
     let mut out = format!("lab {}\n", style(&answer.lab).bold());
+    for warning in &answer.warnings {
+        let _ = writeln!(out, "{}", style(format!("warning: {warning}")).yellow());
+    }
     out.push_str(&guests::lines(&answer.guests));
     out.push_str(&guests::keys(&answer.host_keys));
     let open = answer.steps.iter().filter(|step| step.state != "satisfied").count();

@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::Globals;
 use crate::engine::{Running, Signals};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::{Feed, Level};
 use crate::host::HostRef;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, Labs};
-use crate::plan::{Blueprint, Machines, l0};
+use crate::plan::{Blueprint, Machines, l0, recovery};
 use crate::recipe::LabName;
 use crate::report::{Reporter, RunLog, Style};
 
@@ -110,6 +110,13 @@ impl Told {
         let leave = reporter.clone();
         let signals = Signals::listen(feed.clone(), running, move || leave.leave())?;
         Ok(Told { reporter, signals, feed })
+    }
+
+    /// Tells what is wrong with the records of `lab`.
+    pub(super) fn warn_of_records(&self, lab: &Lab) {
+        for warning in recovery::warnings(lab) {
+            self.feed.notice(Level::Warning, warning);
+        }
     }
 
     /// Returns the token that fires when the user wants the run to end.

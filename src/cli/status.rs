@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::Patience;
 use crate::hypervisor::{Actual, Power, Probe};
 use crate::lab::{Lab, Labs, Status};
-use crate::plan::{Blueprint, Machine, Seat};
+use crate::plan::{Blueprint, Machine, Seat, recovery};
 use crate::recipe::LabName;
 
 /// How long a host may take to tell of one guest, on bare metal.
@@ -39,6 +39,8 @@ struct LabView {
     recipe: String,
     /// The process that works on it now.
     busy: Option<u32>,
+    /// What is wrong with its records, or keeps other commands from working on it here.
+    warnings: Vec<String>,
     guests: Vec<GuestView>,
 }
 
@@ -89,13 +91,13 @@ impl Seen {
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let labs = Labs::at(&globals.state_dir);
-    let names = match args.lab {
-        Some(name) => vec![name],
-        None => labs.list()?,
-    };
     let mut views = Vec::new();
-    for name in names {
+    if let Some(name) = args.lab {
         views.push(view(labs.open(&name)?).await?);
+    } else {
+        for name in labs.list()? {
+            views.push(view_or_damage(&labs, &name).await);
+        }
     }
     let answer = Answer { schema: 1, labs: views };
     if globals.json {
@@ -108,7 +110,25 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Returns the lab `name`, or why it cannot be shown: the others can.
+async fn view_or_damage(labs: &Labs, name: &LabName) -> LabView {
+    let seen = match labs.open(name) {
+        Ok(lab) => view(lab).await,
+        Err(error) => Err(error),
+    };
+    seen.unwrap_or_else(|error| LabView {
+        lab: name.to_string(),
+        recipe: labs.planned(name).recipe_path().to_string(),
+        busy: None,
+        warnings: vec![error.to_string()],
+        guests: Vec::new(),
+    })
+}
+
 async fn view(lab: Lab) -> Result<LabView> {
+    let warnings = recovery::warnings(&lab);
+    // What is seen from here of a lab that is of another machine says nothing.
+    let here = lab.refusal().is_none();
     let known = lab.status()?;
     let (name, recipe) = (lab.name().to_string(), lab.recipe_path().to_string());
     let busy = lab.holder()?.map(|holder| holder.pid);
@@ -117,17 +137,21 @@ async fn view(lab: Lab) -> Result<LabView> {
         let session = Session::of(lab)?;
         // One after another: a hypervisor that is slow enough answers one at a time.
         for machine in session.machines.blueprint().all() {
-            guests.push(guest(&session, machine, &known).await);
+            guests.push(guest(&session, machine, &known, here).await);
         }
     }
-    Ok(LabView { lab: name, recipe, busy, guests })
+    Ok(LabView { lab: name, recipe, busy, warnings, guests })
 }
 
-async fn guest(session: &Session, machine: &Machine, known: &Status) -> GuestView {
+async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool) -> GuestView {
     let name = machine.name.as_str();
-    let seen = tokio::select! {
-        seen = look(session, machine) => seen,
-        error = overdue(session, machine) => Err(error),
+    let seen = if here {
+        tokio::select! {
+            seen = look(session, machine) => seen,
+            error = overdue(session, machine) => Err(error),
+        }
+    } else {
+        Ok(Seen::unknown("unknown".to_owned()))
     };
     let Seen { state, address, drift } = match seen {
         Ok(seen) => seen,
@@ -178,7 +202,9 @@ async fn overdue(session: &Session, machine: &Machine) -> Error {
 async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
     let seat = session.machines.seat_of(machine).await?;
     let actual = seat.inspect().await?;
-    let drift = actual.as_ref().map(|actual| drift(&seat, actual)).unwrap_or_default();
+    let values_known = !session.machines.blueprint().recalled;
+    let drift = actual.as_ref().filter(|_| values_known).map(|actual| drift(&seat, actual));
+    let drift = drift.unwrap_or_default();
     let power = actual.map(|actual| actual.power);
     let address = match (&power, &machine.login) {
         (Some(Power::Running), Some(login)) => {
@@ -223,7 +249,10 @@ fn text(lab: &LabView) -> String {
         let _ = write!(out, "  (process {pid} works on it)");
     }
     out.push('\n');
-    if lab.guests.is_empty() {
+    for warning in &lab.warnings {
+        let _ = writeln!(out, "  {}", style(format!("warning: {warning}")).yellow());
+    }
+    if lab.guests.is_empty() && lab.warnings.is_empty() {
         out.push_str("  nothing of it was built yet\n");
     }
     for guest in &lab.guests {

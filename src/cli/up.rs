@@ -11,7 +11,7 @@ use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::ground::Ground;
-use crate::plan::{self, Blueprint, Images, RecipeSource, World, l0};
+use crate::plan::{self, Blueprint, Images, RecipeSource, World, l0, recovery};
 use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -85,6 +85,7 @@ async fn build(
     globals: &Globals,
     told: &Told,
 ) -> Result<Arc<World>> {
+    told.warn_of_records(lab);
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
     match Blueprint::of(lab)? {
@@ -100,14 +101,16 @@ async fn build(
     world.lock = locked;
     let world = Arc::new(world);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
-    held.keep_recipe(&text)?;
+    // What a newer nestlab wrote is refused before anything is written.
+    let journal = held.journal()?;
     let blueprint = world.machines.blueprint();
-    blueprint.keep(held)?;
+    recovery::before_building(blueprint, lab, &journal).await?;
+    held.keep_recipe(&text)?;
+    blueprint.keep(held, &journal).await?;
     if let Some(text) = guests::orphaned(blueprint, lab.name()) {
         told.feed.notice(Level::Warning, text);
     }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
-    let journal = held.journal()?;
     if globals.json
         && let Some(keys) = guests::keys_in_short(&world.budget.ways_out(&world.recipe))
     {

@@ -100,6 +100,19 @@ impl GuestSpec {
         }
     }
 
+    /// Has the VM's files in the folder `to` instead of `from`.
+    pub fn move_files(&mut self, from: &Utf8Path, to: &Utf8Path) {
+        let media = match &mut self.origin {
+            Origin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
+            Origin::Existing { .. } => None,
+        };
+        for path in media.into_iter().chain(&mut self.seed).chain([&mut self.directory]) {
+            if let Ok(inside) = path.strip_prefix(from) {
+                *path = to.join(inside);
+            }
+        }
+    }
+
     /// Returns whether hardware virtualization inside is asked for.
     pub fn nests(&self) -> bool {
         self.nested == Some(true)

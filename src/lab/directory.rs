@@ -3,6 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use uuid::Uuid;
 
+use super::identity;
 use super::journal::{self, Reading};
 use super::keys::LabKeys;
 use super::known_hosts::KnownHosts;
@@ -21,16 +22,18 @@ const REMOVED: &str = ".removed-";
 pub(super) const RECIPE: &str = "recipe.toml";
 
 /// What nestlab keeps in a lab's directory; all else there is somebody else's.
-const OWN: [&str; 9] = [
+const OWN: [&str; 11] = [
     RECIPE,
     "machines.json",
     "journal.jsonl",
+    identity::FILE,
     "known_hosts",
     "lock",
+    private::LOCK,
+    "warnings.json",
     "keys",
     "logs",
     DISKS,
-    "warnings.json",
 ];
 
 /// What tells that a directory is a lab's: each is written before the lab makes anything.
@@ -104,6 +107,7 @@ impl Labs {
         if !lab.recipe_path().exists() {
             writing.write(RECIPE, recipe.as_bytes())?;
         }
+        identity::introduce(&lab, &writing)?;
         private::sync_directory(&self.directory())?;
         Ok(lab)
     }
@@ -198,7 +202,7 @@ impl Labs {
     pub fn sweep(&self) -> Result<usize> {
         let mut swept = 0;
         for name in self.entries()?.iter().filter(|name| name.starts_with(REMOVED)) {
-            fs_err::remove_dir_all(self.directory().join(name))?;
+            remove_tree(&self.directory().join(name))?;
             swept += 1;
         }
         Ok(swept)
@@ -209,6 +213,18 @@ impl Labs {
             name: name.clone(),
             directory: self.directory().join(name.as_str()),
             labs: self.clone(),
+        }
+    }
+}
+
+/// Removes `directory` with all that is in it. Another nestlab may be at the same: what it removed first is
+/// gone, too.
+fn remove_tree(directory: &Utf8Path) -> Result<()> {
+    loop {
+        match fs_err::remove_dir_all(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && directory.exists() => {}
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(()),
         }
     }
 }
@@ -299,7 +315,8 @@ impl Lab {
     /// Takes the lab's lock for `command`, the argument vector that others are told.
     ///
     /// # Errors
-    /// [`Kind::Busy`] if another nestlab holds it.
+    /// [`Kind::Busy`] if another nestlab holds it; [`Kind::HostCannot`] if the lab is of another machine
+    /// and its guests may run there; [`Kind::Usage`] if it is a copy of a lab that is there.
     pub fn lock<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) -> Result<LabLock> {
         lock::take(self, command.into_iter().map(Into::into).collect())
     }
@@ -314,6 +331,11 @@ impl Lab {
         journal::read(&self.journal_path())
     }
 
+    /// Returns why the lab can be looked at here and not acted on, if that is so.
+    pub fn refusal(&self) -> Option<Error> {
+        identity::refusal(self)
+    }
+
     /// Returns what exists because of this lab, the newest first: the order in which to remove it.
     pub fn resources(&self) -> Result<Vec<Resource>> {
         Ok(resources::remaining(&self.read_journal()?.records))
@@ -324,13 +346,21 @@ impl Lab {
         Ok(Status::from_records(&self.read_journal()?.records))
     }
 
-    /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before. A file
-    /// that nestlab did not make stays, in its place: returns the paths of these.
+    /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before. A file that nestlab did
+    /// not make stays, in its place: returns the paths of these.
     ///
     /// # Errors
-    /// [`Kind::Stuck`] if the journal names something that was not removed, [`Kind::Io`].
+    /// [`Kind::Stuck`] if the journal names something that was not removed, or has damage that nobody has
+    /// looked into; [`Kind::Io`], also if a newer nestlab wrote in it.
     pub fn remove(self, lock: LabLock) -> Result<Vec<Utf8PathBuf>> {
-        let left = self.resources()?;
+        let reading = self.read_journal()?;
+        reading.check_writable(&self.journal_path())?;
+        if !reading.unexamined().is_empty() {
+            let warnings = reading.warnings(&self.journal_path()).join("; ");
+            return Err(Error::new(Kind::Stuck, warnings)
+                .hint(format!("nestlab destroy {} looks for what that may hide", self.name)));
+        }
+        let left = resources::remaining(&reading.records);
         if let Some(first) = left.first() {
             return Err(Error::new(
                 Kind::Stuck,
@@ -345,7 +375,7 @@ impl Lab {
             fs_err::rename(&self.directory, &doomed)?;
             private::sync_directory(&self.labs.directory())?;
             drop(lock);
-            fs_err::remove_dir_all(doomed)?;
+            remove_tree(&doomed)?;
         } else {
             self.remove_own()?;
             drop(lock);
@@ -359,7 +389,10 @@ impl Lab {
         let mut foreign = files_in(&self.disks())?;
         for entry in self.directory.read_dir_utf8()? {
             let entry = entry?;
-            if !OWN.contains(&entry.file_name()) && !private::is_unfinished(entry.file_name()) {
+            let name = entry.file_name();
+            let own = OWN.contains(&name) || private::is_unfinished(name);
+            // A damaged file is kept beside the one that took its place.
+            if !own && !name.starts_with("machines.json.damaged") {
                 foreign.push(entry.into_path());
             }
         }
@@ -374,7 +407,7 @@ impl Lab {
         for name in proofs_last.filter(|name| **name != DISKS) {
             let path = self.directory.join(name);
             match path.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => fs_err::remove_dir_all(path)?,
+                Ok(metadata) if metadata.is_dir() => remove_tree(&path)?,
                 Ok(_) => fs_err::remove_file(path)?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),

@@ -1,10 +1,12 @@
 //! The journal: an append-only file, one JSON record a line, each durable before what it announces
 //! happens.
 //!
-//! A line that was torn by a crash can only be the last one; it is ignored when reading and cut off
-//! before the next write. A line in the middle that cannot be read is damage from outside: the rest
-//! still counts, and the damage is told.
+//! A line that was torn by a crash can only be the last one, and has no end: it is ignored when reading
+//! and cut off before the next write. Whole lines are never cut. One that a newer nestlab wrote keeps
+//! this one from writing; one that is no record at all is damage from outside: the rest still counts,
+//! and the damage is told.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,33 +28,117 @@ pub struct Reading {
     pub records: Vec<Record>,
     /// How many bytes from the start are whole lines.
     pub whole: u64,
-    /// Numbers, from 1, of lines before the last that are not records.
+    /// Numbers, from 1, of whole lines that are no records.
     pub damaged: Vec<usize>,
-    /// The newest format's number in it.
-    pub schema: u32,
+    /// Numbers, from 1, of whole lines that say more than this nestlab understands.
+    pub newer: Vec<usize>,
+}
+
+/// What a whole line is.
+enum Line {
+    Record(Record),
+    /// It has a format's number and is more than this nestlab understands.
+    Newer(Option<Record>),
+    Damaged,
+}
+
+impl Line {
+    fn of(line: &[u8]) -> Self {
+        // The format's number is read for itself: what else stands in a newer line is anything.
+        #[derive(serde::Deserialize)]
+        struct Format {
+            schema: u32,
+        }
+        let Ok(Format { schema }) = serde_json::from_slice(line) else { return Line::Damaged };
+        match serde_json::from_slice::<Record>(line) {
+            Ok(record) if schema <= SCHEMA && record.entry != Entry::Unknown => {
+                Line::Record(record)
+            }
+            newer => Line::Newer(newer.ok()),
+        }
+    }
 }
 
 impl Reading {
     /// Returns what can be read from the journal's bytes. Total: any bytes give a reading.
     pub fn of(bytes: &[u8]) -> Self {
         let mut reading = Reading::default();
-        let mut bad: Vec<(usize, u64)> = Vec::new();
-        let mut end: u64 = 0;
         let lines = bytes.split_inclusive(|byte| *byte == b'\n');
-        for (number, line) in lines.enumerate().filter(|(_, line)| line.ends_with(b"\n")) {
-            let start = end;
-            end += line.len() as u64;
-            match serde_json::from_slice::<Record>(line) {
-                Ok(record) => {
-                    reading.schema = reading.schema.max(record.schema);
-                    reading.records.push(record);
-                    reading.damaged.extend(bad.drain(..).map(|(number, _)| number));
-                    reading.whole = end;
+        for (number, line) in (1..).zip(lines.filter(|line| line.ends_with(b"\n"))) {
+            reading.whole += line.len() as u64;
+            match Line::of(line) {
+                Line::Record(record) => reading.records.push(record),
+                Line::Newer(record) => {
+                    reading.newer.push(number);
+                    reading.records.extend(record);
                 }
-                Err(_) => bad.push((number + 1, start)),
+                Line::Damaged => reading.damaged.push(number),
             }
         }
         reading
+    }
+
+    /// Returns the damaged lines that nobody has made up for yet.
+    pub fn unexamined(&self) -> Vec<usize> {
+        let examined: BTreeSet<usize> = self
+            .records
+            .iter()
+            .filter_map(|record| match &record.entry {
+                Entry::Examined { damaged } => Some(damaged),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
+        self.damaged.iter().copied().filter(|line| !examined.contains(line)).collect()
+    }
+
+    /// Returns what to tell of lines that cannot be read in the journal at `path`.
+    pub fn warnings(&self, path: &Utf8Path) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.damaged.is_empty() {
+            let (lines, verb) =
+                (lines(&self.damaged), if self.damaged.len() == 1 { "is" } else { "are" });
+            warnings.push(format!("the journal {path} is damaged: {lines} {verb} no record"));
+        }
+        if !self.newer.is_empty() {
+            let lines = lines(&self.newer);
+            warnings.push(format!(
+                "a newer nestlab wrote {lines} of the journal {path}: it can only be looked at here"
+            ));
+        }
+        warnings
+    }
+
+    /// Refuses to have the journal at `path` written to if a newer nestlab wrote in it.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] with the way out.
+    pub fn check_writable(&self, path: &Utf8Path) -> Result<()> {
+        if self.newer.is_empty() {
+            return Ok(());
+        }
+        let marks: Vec<String> = self.newer.iter().map(|line| format!("{line}s/^/#/")).collect();
+        let text = format!("{path} was written by a newer nestlab: {}", lines(&self.newer));
+        Err(Error::new(Kind::Io, text)
+            .hint("use that version for this lab; `nestlab status` shows it all the same")
+            .hint(format!(
+                "if no newer one was ever used for it, that is damage: mark it as such \
+                 (sed -i '{}' {path}) and run the command again",
+                marks.join(";")
+            )))
+    }
+}
+
+/// Returns line numbers in words, such as `lines 3, 5 and 6 more`.
+fn lines(numbers: &[usize]) -> String {
+    /// More are told by their count.
+    const NAMED: usize = 4;
+    let named: Vec<String> = numbers.iter().take(NAMED).map(ToString::to_string).collect();
+    let word = if numbers.len() == 1 { "line" } else { "lines" };
+    match numbers.len().saturating_sub(NAMED) {
+        0 => format!("{word} {}", named.join(", ")),
+        more => format!("{word} {} and {more} more", named.join(", ")),
     }
 }
 
@@ -79,6 +165,8 @@ pub struct Journal {
 struct Shared {
     /// Held while the disk is written.
     writer: Mutex<Writer>,
+    /// Damaged lines that nobody has made up for yet; held for an instant only.
+    unexamined: Mutex<Vec<usize>>,
     /// Held for an instant only.
     records: Mutex<Vec<Record>>,
     /// What is to be written ahead of the next record; held for an instant only.
@@ -100,7 +188,7 @@ impl Journal {
     /// Opens the journal of the locked lab.
     ///
     /// # Errors
-    /// [`Kind::Io`], also if a newer nestlab wrote it in a format that this one does not know.
+    /// [`Kind::Io`], also if a newer nestlab wrote what this one does not know.
     pub(super) fn open(lock: &LabLock) -> Result<Self> {
         let path = lock.lab().journal_path();
         let mut file = private::open_append(&path)?;
@@ -108,17 +196,12 @@ impl Journal {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let reading = Reading::of(&bytes);
-        if reading.schema > SCHEMA {
-            return Err(Error::new(
-                Kind::Io,
-                format!("{path} has format {}, and this nestlab knows {SCHEMA}", reading.schema),
-            )
-            .hint("a newer nestlab made this lab: use that one, or update this one"));
-        }
+        reading.check_writable(&path)?;
         let run = reading.records.iter().map(|record| record.run).max().unwrap_or(0);
         let torn = reading.whole < bytes.len() as u64;
         let writer = Writer { file, path, whole: reading.whole, torn, run };
         let shared = Shared {
+            unexamined: Mutex::new(reading.unexamined()),
             writer: Mutex::new(writer),
             records: Mutex::new(reading.records),
             notes: Mutex::default(),
@@ -139,6 +222,22 @@ impl Journal {
     /// Returns what exists because of the lab, the newest first.
     pub fn resources(&self) -> Vec<Resource> {
         resources::remaining(&locked(&self.shared.records))
+    }
+
+    /// Returns the numbers of the damaged lines that nobody has made up for yet.
+    pub fn unexamined(&self) -> Vec<usize> {
+        locked(&self.shared.unexamined).clone()
+    }
+
+    /// Records that what the damaged lines may have hidden was looked for.
+    pub async fn examined(&self) -> Result<()> {
+        let damaged = self.unexamined();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        self.append(Entry::Examined { damaged }).await?;
+        locked(&self.shared.unexamined).clear();
+        Ok(())
     }
 
     /// Writes `entry`; when this returns, it is durable.
@@ -213,8 +312,8 @@ impl Writer {
             self.file.set_len(self.whole)?;
         }
         self.torn = true;
-        faults::write_all(&mut self.file, lines)?;
-        self.file.sync_data()?;
+        faults::write_all(&mut self.file, &self.path, lines)?;
+        faults::sync(&self.file, &self.path)?;
         self.torn = false;
         self.whole += lines.len() as u64;
         Ok(())
@@ -249,7 +348,10 @@ mod tests {
             },
             _ => Entry::Creating {
                 step: None,
-                resource: Resource::File { host: "L0".into(), path: format!("/f{number}").into() },
+                resource: Resource::Directory {
+                    host: "L0".into(),
+                    path: format!("/f{number}").into(),
+                },
             },
         }
     }
@@ -311,7 +413,10 @@ mod tests {
         #[test]
         fn no_bytes_at_all_make_reading_fail(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let reading = Reading::of(&bytes);
-            prop_assert!(reading.whole <= bytes.len() as u64);
+            let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+            prop_assert_eq!(reading.whole, end as u64, "a whole line would be cut off");
+            let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            prop_assert_eq!(reading.records.len() + reading.damaged.len(), lines);
         }
 
         #[test]
@@ -385,21 +490,62 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_a_newer_nestlab_is_skipped_and_a_newer_format_is_not_written_to() {
+    fn what_a_newer_nestlab_wrote_is_neither_cut_off_nor_written_behind() {
+        let at = r#""at":"2026-01-01T00:00:00Z","run":1"#;
+        let creating = r#""record":"creating","resource"#;
+        for line in [
+            format!(r#"{{"schema":1,{at},"record":"teleported","to":"l9"}}"#),
+            format!(r#"{{"schema":1,{at},{creating}":{{"kind":"wormhole","host":"L0"}}}}"#),
+            format!(r#"{{"schema":2,{at},"record":"satisfied","step":"l1/start"}}"#),
+            r#"{"schema":2,"when":0,"what":["nothing that 0.1 knows"]}"#.to_owned(),
+        ] {
+            let scratch = tempfile::tempdir().expect("a temporary directory");
+            let lab = lab(&scratch);
+            let mut bytes = written(2);
+            bytes.extend(line.as_bytes());
+            bytes.extend(b"\n{\"torn\":");
+            put(&lab, &bytes);
+            let lock = lab.lock(["test"]).expect("locks");
+            let error = lock.journal().expect_err("is newer");
+            assert!(error.message().contains("newer nestlab: line 3"), "{line}: {error:?}");
+            assert!(error.hints()[1].contains("sed -i '3s/^/#/'"), "{error:?}");
+            assert_eq!(std::fs::read(lab.journal_path()).expect("is there"), bytes, "{line}");
+            let reading = lab.read_journal().expect("can be looked at");
+            assert_eq!((&reading.newer[..], &reading.damaged[..]), (&[3][..], &[][..]), "{line}");
+            assert_eq!(reading.records[..2], Reading::of(&written(2)).records[..]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_at_the_end_is_told_and_stays() {
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let lab = lab(&scratch);
-        let line = |schema: u32| {
-            format!(
-                r#"{{"schema":{schema},"at":"2026-01-01T00:00:00Z","run":1,"record":"teleported","to":"l9"}}"#
-            ) + "\n"
-        };
-        put(&lab, line(SCHEMA).as_bytes());
+        let mut bytes = written(2);
+        bytes.extend(b"#{\"schema\":1}\n\xff\n{\"torn");
+        put(&lab, &bytes);
+        let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
+        assert_eq!(journal.unexamined(), [3, 4]);
+        append(&journal, entry(2));
+        let after = std::fs::read(lab.journal_path()).expect("is there");
+        assert!(after.starts_with(&bytes[..bytes.len() - b"{\"torn".len()]), "a line was cut off");
         let reading = lab.read_journal().expect("reads");
-        assert_eq!(reading.records[0].entry, Entry::Unknown);
-        put(&lab, line(SCHEMA + 1).as_bytes());
-        assert_eq!(lab.read_journal().expect("reads").records.len(), 1);
-        let lock = lab.lock(["test"]).expect("locks");
-        let error = lock.journal().expect_err("is newer");
-        assert!(error.hints()[0].contains("newer nestlab"), "{error:?}");
+        assert_eq!((reading.damaged.as_slice(), reading.records.len()), (&[3, 4][..], 3));
+        let warnings = reading.warnings(&lab.journal_path());
+        assert!(warnings[0].contains("lines 3, 4 are no record"), "{warnings:?}");
+    }
+
+    #[test]
+    fn damage_that_was_made_up_for_is_remembered_as_that() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let lab = lab(&scratch);
+        put(&lab, b"damage\n");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let open = || lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
+        runtime.block_on(open().examined()).expect("writes");
+        let journal = open();
+        assert!(journal.unexamined().is_empty());
+        runtime.block_on(journal.examined()).expect("has nothing to write");
+        let reading = lab.read_journal().expect("reads");
+        assert_eq!((reading.records.len(), reading.damaged.len()), (1, 1));
     }
 }

@@ -35,6 +35,11 @@ impl LabKeys {
         self.key(&format!("host-{guest}"))
     }
 
+    /// Returns whether a host key was made for `guest`.
+    pub fn has_host_key(&self, guest: &str) -> bool {
+        self.directory.join(format!("host-{guest}")).is_file()
+    }
+
     /// Removes the host key of `guest`, if there is one.
     pub fn remove_host_key(&self, guest: &str) -> Result<()> {
         for name in [format!("host-{guest}"), format!("host-{guest}.pub")] {

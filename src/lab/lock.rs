@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Lab, RECIPE};
+use super::identity;
 use super::journal::Journal;
 use super::private::{self, Writing};
 use crate::error::{Error, Kind, Result};
@@ -76,10 +77,16 @@ impl LabLock {
 
 /// Takes the lock of `lab`.
 pub(super) fn take(lab: &Lab, command: Vec<String>) -> Result<LabLock> {
+    take_watched(lab, command, || {})
+}
+
+/// Takes the lock; `opened` is called each time that the file has just been opened and is not locked yet.
+fn take_watched(lab: &Lab, command: Vec<String>, mut opened: impl FnMut()) -> Result<LabLock> {
     let path = lab.directory().join("lock");
     let began = Instant::now();
     loop {
         let mut file = open(&path)?;
+        opened();
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) if is_only_looked_at(&file)? => continue,
@@ -107,9 +114,11 @@ pub(super) fn take(lab: &Lab, command: Vec<String>) -> Result<LabLock> {
             }
             continue;
         }
+        let mut held = Held(file);
+        identity::admit(lab)?;
         let holder = Holder { pid: std::process::id(), since: Timestamp::now(), command };
-        write_holder(&mut file, &holder)?;
-        return Ok(LabLock { lab: lab.clone(), _held: Arc::new(Held(file)) });
+        write_holder(&mut held.0, &holder)?;
+        return Ok(LabLock { lab: lab.clone(), _held: Arc::new(held) });
     }
 }
 
@@ -197,4 +206,67 @@ fn busy(lab: &Lab, holder: Option<Holder>) -> Error {
         "wait until it has ended, or end it (kill {}) and run the command again",
         holder.pid
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Labs;
+
+    fn lab() -> (tempfile::TempDir, Labs, Lab) {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let state = Utf8Path::from_path(scratch.path()).expect("UTF-8").join("state");
+        let labs = Labs::at(state);
+        let lab = labs.create(&"demo".parse().expect("a name"), "").expect("makes");
+        (scratch, labs, lab)
+    }
+
+    #[test]
+    fn a_lab_that_was_made_anew_before_its_lock_was_taken_is_locked_itself() {
+        let (_keep, labs, lab) = lab();
+        let mut first = true;
+        let _held = take_watched(&lab, vec!["late".into()], || {
+            if std::mem::take(&mut first) {
+                std::fs::remove_dir_all(lab.directory()).expect("is there");
+                labs.create(lab.name(), "").expect("makes");
+            }
+        })
+        .expect("the new one is free");
+        let error = take(&lab, vec!["later".into()]).expect_err("it is held");
+        assert_eq!(error.kind(), Kind::Busy);
+    }
+
+    #[test]
+    fn a_lab_that_was_destroyed_before_its_lock_was_taken_is_gone() {
+        let (_keep, _labs, lab) = lab();
+        let destroy = || std::fs::remove_dir_all(lab.directory()).expect("is there");
+        let error = take_watched(&lab, vec!["late".into()], destroy).expect_err("it is gone");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.message().contains("just destroyed"), "{error:?}");
+    }
+
+    #[test]
+    fn a_lock_that_lingers_after_its_holder_is_waited_for_and_a_living_one_is_not() {
+        let (_keep, _labs, lab) = lab();
+        let path = lab.directory().join("lock");
+        let mut child = std::process::Command::new("true").spawn().expect("true runs");
+        child.wait().expect("waits");
+        for (pid, taken) in [(child.id(), true), (std::process::id(), false)] {
+            let mut file = open(&path).expect("opens");
+            let holder = Holder { pid, since: Timestamp::now(), command: vec!["gone".into()] };
+            write_holder(&mut file, &holder).expect("writes");
+            file.lock().expect("is free");
+            let mut tries = 0;
+            let mut lingering = Some(file);
+            let got = take_watched(&lab, vec!["next".into()], || {
+                tries += 1;
+                // What still had a copy of the dead process's file closes it.
+                if tries == 3 {
+                    lingering.take();
+                }
+            });
+            assert_eq!((got.is_ok(), tries), (taken, if taken { 3 } else { 1 }));
+            assert!(got.map_or_else(|error| error.kind() == Kind::Busy, |_| true));
+        }
+    }
 }

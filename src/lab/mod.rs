@@ -6,18 +6,22 @@
 //! | [`directory`] | where everything lies; creating, finding and removing labs |
 //! | [`private`] | what only the user may read: permissions, whole-or-not-at-all writes |
 //! | [`lock`] | one nestlab at a time |
+//! | [`identity`] | which machine a lab is of, and which folder is its own |
+//! | [`filesystem`] | which file systems other machines may have, too |
 //! | [`keys`], [`known_hosts`] | the lab's SSH keys, and their public halves for the user's own ssh |
 //! | [`record`], [`journal`], [`ledger`] | what was intended, done and made |
 //! | [`resources`] | what exists because of this lab, from the journal |
 //! | [`reservations`] | names and ports that no other lab may take |
 //! | [`status`] | the last known state, from the journal |
 //! | [`bundle`] | what helps to understand a failure, in one archive without secrets |
-//! | [`leftovers`] | what labs left behind that nobody works on any more |
+//! | [`leftovers`] | labs whose last run did not end well, and VMs whose lab is gone |
 //!
 //! This module must not know how guests are run or a plan is made.
 
 pub mod bundle;
 pub mod directory;
+mod filesystem;
+mod identity;
 pub mod journal;
 pub mod keys;
 pub mod known_hosts;

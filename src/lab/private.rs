@@ -1,14 +1,15 @@
 //! Directories and files that only the user may read, and writes that happen whole or not at all.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::filesystem;
 use crate::error::{Error, Kind, Result};
+use crate::faults;
 
 /// The permission bits of a directory of nestlab's state.
 pub const DIRECTORY_MODE: u32 = 0o700;
@@ -97,6 +98,9 @@ pub fn scratch(directory: &Utf8Path, name: &str) -> Result<tempfile::TempDir> {
 /// What the name of a file begins with while it is being written.
 const UNFINISHED: &str = ".new-";
 
+/// The file that is locked in a directory that other machines may have, too.
+pub(super) const LOCK: &str = ".lock";
+
 /// Returns whether `name` is that of a file which is being written, or was when its writer was killed.
 pub(super) fn is_unfinished(name: &str) -> bool {
     name.starts_with(UNFINISHED)
@@ -105,7 +109,8 @@ pub(super) fn is_unfinished(name: &str) -> bool {
 /// The right to write the files of one directory, held by one thread of one process at a time.
 ///
 /// It is a kernel lock on the directory itself, for the instant of a change; what a writer that was
-/// killed left unfinished is removed by the next.
+/// killed left unfinished is removed by the next. NFS keeps a lock on a directory to the one machine, and
+/// one on a file not: where other machines may have the directory, too, a file in it is locked.
 #[derive(Debug)]
 pub struct Writing {
     directory: Utf8PathBuf,
@@ -115,10 +120,22 @@ pub struct Writing {
 impl Writing {
     /// Waits for the right to write into `directory`.
     pub fn into_directory(directory: &Utf8Path) -> Result<Self> {
+        Writing::with_lock_of(directory, filesystem::is_shared(directory))
+    }
+
+    fn with_lock_of(directory: &Utf8Path, shared: bool) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Error::new(Kind::Io, format!("{directory} cannot be locked")).because(error)
         };
-        let lock = fs::File::open(directory).map_err(failed)?;
+        let lock = if shared {
+            // NFS locks for writing only what is open for writing.
+            let mut options = fs::OpenOptions::new();
+            options.create(true).truncate(false).write(true).mode(FILE_MODE);
+            options.open(directory.join(LOCK))
+        } else {
+            fs::File::open(directory)
+        };
+        let lock = lock.map_err(failed)?;
         lock.lock().map_err(failed)?;
         let writing = Writing { directory: directory.to_owned(), lock };
         writing.remove_unfinished()?;
@@ -143,14 +160,12 @@ impl Writing {
             Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
         };
         let write = || {
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(FILE_MODE)
-                .open(&unfinished)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&unfinished, &path)
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create_new(true).mode(FILE_MODE);
+            let mut file = faults::create(&options, &unfinished)?;
+            faults::write_all(&mut file, &unfinished, bytes)?;
+            faults::sync(&file, &unfinished)?;
+            faults::rename(&unfinished, &path)
         };
         if let Err(error) = write() {
             // It is removed by the next writer, if not now.
@@ -172,12 +187,9 @@ impl Drop for Writing {
 
 /// Opens `path` for appending and reading, made with mode 0600 if it is missing.
 pub fn open_append(path: &Utf8Path) -> Result<fs::File> {
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .read(true)
-        .mode(FILE_MODE)
-        .open(path)
+    let mut options = fs::OpenOptions::new();
+    options.create(true).append(true).read(true).mode(FILE_MODE);
+    let file = faults::create(&options, path)
         .map_err(|error| Error::new(Kind::Io, format!("{path} cannot be opened")).because(error))?;
     let directory = path.parent().expect("a file of the state directory has a parent");
     sync_directory(directory)?;
@@ -186,7 +198,9 @@ pub fn open_append(path: &Utf8Path) -> Result<fs::File> {
 
 /// Makes the entries of `directory` durable.
 pub fn sync_directory(directory: &Utf8Path) -> Result<()> {
-    Ok(fs_err::File::open(directory)?.sync_all()?)
+    faults::sync_directory(directory).map_err(|error| {
+        Error::new(Kind::Io, format!("{directory} cannot be made durable")).because(error)
+    })
 }
 
 #[cfg(test)]
@@ -241,6 +255,19 @@ mod tests {
             .map(|entry| entry.expect("is there").file_name().to_owned())
             .collect();
         assert_eq!(names, ["other"]);
+    }
+
+    #[test]
+    fn where_other_machines_may_write_a_file_is_locked_that_tells_of_no_secret() {
+        let (_keep, scratch) = scratch();
+        let one = Writing::with_lock_of(&scratch, true).expect("locks");
+        let path = scratch.join(LOCK);
+        let other = fs::File::options().write(true).open(&path).expect("is there");
+        assert!(matches!(other.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        one.write("file", b"x").expect("writes");
+        drop(one);
+        other.try_lock().expect("nobody writes any more");
+        assert_eq!(mode(&path), 0o600);
     }
 
     #[test]

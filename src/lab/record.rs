@@ -8,7 +8,8 @@ use crate::event::{Failure, Level};
 use crate::hypervisor::HypervisorKind;
 
 /// The format's number. It grows when an older nestlab could misread what a newer one wrote; new
-/// fields and new kinds of entry alone do not make it grow.
+/// fields alone do not make it grow. A kind of entry that a nestlab does not know keeps it from
+/// writing, too.
 pub const SCHEMA: u32 = 1;
 
 /// One line of the journal.
@@ -120,6 +121,17 @@ pub enum Entry {
         /// The guest.
         guest: String,
     },
+    /// The lab's machines as they are about to be kept in `machines.json`, which is made anew from this
+    /// if it is lost.
+    Blueprint {
+        /// The same JSON as in that file.
+        blueprint: serde_json::Value,
+    },
+    /// Damaged lines of the journal were made up for: what they may have hidden was looked for.
+    Examined {
+        /// Their numbers, from 1.
+        damaged: Vec<usize>,
+    },
     /// Something that the user was told.
     Notice {
         /// How much it matters.
@@ -127,7 +139,7 @@ pub enum Entry {
         /// The text.
         text: String,
     },
-    /// Written by a newer nestlab; kept, and skipped.
+    /// Written by a newer nestlab: kept, skipped by who looks, and a reason to write nothing.
     #[serde(other)]
     Unknown,
 }

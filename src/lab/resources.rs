@@ -35,29 +35,6 @@ pub enum Resource {
         /// Its path there.
         path: Utf8PathBuf,
     },
-    /// A file.
-    File {
-        /// Where it lies.
-        host: String,
-        /// Its path there.
-        path: Utf8PathBuf,
-    },
-    /// A process that outlives nestlab.
-    Process {
-        /// Where it runs.
-        host: String,
-        /// What it is, such as `forward 8080 to l2`.
-        what: String,
-        /// The file into which it writes its process id.
-        pid_file: Utf8PathBuf,
-    },
-    /// A TCP port on 127.0.0.1 that is listened on.
-    Port {
-        /// Where.
-        host: String,
-        /// Its number.
-        port: u16,
-    },
     /// A line of the lab's `known_hosts`.
     KnownHost {
         /// The guest whose key it is.
@@ -69,11 +46,7 @@ impl Resource {
     /// Returns the host that it is on; a line of `known_hosts` is on this machine.
     pub fn host(&self) -> &str {
         match self {
-            Resource::Vm { host, .. }
-            | Resource::Directory { host, .. }
-            | Resource::File { host, .. }
-            | Resource::Process { host, .. }
-            | Resource::Port { host, .. } => host,
+            Resource::Vm { host, .. } | Resource::Directory { host, .. } => host,
             Resource::KnownHost { .. } => "L0",
         }
     }
@@ -94,9 +67,6 @@ impl fmt::Display for Resource {
                 write!(f, "VM {vm} in {hypervisor} on {host}")
             }
             Resource::Directory { host, path } => write!(f, "directory {path} on {host}"),
-            Resource::File { host, path } => write!(f, "file {path} on {host}"),
-            Resource::Process { host, what, .. } => write!(f, "process `{what}` on {host}"),
-            Resource::Port { host, port } => write!(f, "port {port} on {host}"),
             Resource::KnownHost { guest } => write!(f, "known host key of {guest}"),
         }
     }
@@ -170,12 +140,12 @@ mod tests {
         entries.into_iter().map(|entry| Record { schema: SCHEMA, at, run: 1, entry }).collect()
     }
 
-    fn file(name: &str) -> Resource {
-        Resource::File { host: "L0".into(), path: name.into() }
+    fn folder(name: &str) -> Resource {
+        Resource::Directory { host: "L0".into(), path: name.into() }
     }
 
     fn creating(name: &str) -> Entry {
-        Entry::Creating { step: None, resource: file(name) }
+        Entry::Creating { step: None, resource: folder(name) }
     }
 
     #[test]
@@ -185,16 +155,16 @@ mod tests {
             creating("b"),
             creating("a"),
             creating("c"),
-            Entry::Removed { resource: file("b") },
+            Entry::Removed { resource: folder("b") },
         ]);
-        assert_eq!(remaining(&records), [file("c"), file("a")]);
+        assert_eq!(remaining(&records), [folder("c"), folder("a")]);
     }
 
     #[test]
     fn a_thing_made_again_after_its_removal_remains() {
         let records =
-            records(vec![creating("a"), Entry::Removed { resource: file("a") }, creating("a")]);
-        assert_eq!(remaining(&records), [file("a")]);
+            records(vec![creating("a"), Entry::Removed { resource: folder("a") }, creating("a")]);
+        assert_eq!(remaining(&records), [folder("a")]);
     }
 
     #[test]

@@ -114,6 +114,8 @@ impl Status {
             | Entry::Removed { .. }
             | Entry::Former { .. }
             | Entry::Restored { .. }
+            | Entry::Blueprint { .. }
+            | Entry::Examined { .. }
             | Entry::Notice { .. }
             | Entry::Unknown => {}
         }

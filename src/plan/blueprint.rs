@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ground::Ground;
 use super::images::Images;
 use super::place::{L0, Place};
+use super::recall;
 use super::source::RecipeSource;
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
@@ -19,7 +20,7 @@ use crate::image::build::seed;
 use crate::image::manifest::{BuildKind, Seed, Source};
 use crate::image::{ImageFormat, Manifest};
 use crate::lab::private::Writing;
-use crate::lab::{Lab, LabLock};
+use crate::lab::{Entry, Journal, Lab, LabLock};
 use crate::recipe::budget::{Budget, GuestBudget};
 use crate::recipe::{
     Firmware, Guest, GuestName, GuestSource, HostKey, HypervisorKind, ImageName, LabName, Ready,
@@ -65,6 +66,19 @@ pub struct Blueprint {
     /// The recipe that the lab was last built by; older nestlabs did not write it down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<RecipeSource>,
+    /// Whether only names, hosts and folders are known, as of a lab whose `machines.json` was lost: enough
+    /// to look for its VMs, stop and remove them. All other values mean nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recalled: bool,
+}
+
+/// A lab's blueprint as it was found.
+#[derive(Debug)]
+pub struct Found {
+    /// The blueprint.
+    pub blueprint: Blueprint,
+    /// Why it is not the one of `machines.json`, which is lost, but what the journal tells.
+    pub lost: Option<String>,
 }
 
 /// One guest.
@@ -168,7 +182,39 @@ impl Blueprint {
             l0_folder: ground.owner.as_ref().map(|_| ground.directory.clone()),
             owner: ground.owner.clone(),
             recipe: RecipeSource::of(recipe),
+            recalled: false,
         })
+    }
+
+    /// Returns the blueprint of `machines` of which no more than names, hosts and folders is known.
+    pub(super) fn recalled(
+        lab: &Lab,
+        l0_ssh: Option<String>,
+        patience: f64,
+        machines: Vec<Machine>,
+    ) -> Self {
+        let mut outermost = machines.iter().filter(|machine| {
+            machine.parent.is_none() && machine.place.is_none() && !machine.is_existing()
+        });
+        let folder = outermost.next().and_then(|machine| machine.spec.directory.parent());
+        let l0_folder = folder.filter(|_| l0_ssh.is_some()).map(Utf8Path::to_owned);
+        let owner = l0_folder.as_ref().and_then(|folder| {
+            let owner = folder.file_name()?.strip_prefix(lab.name().as_str())?;
+            owner.strip_prefix('-').map(str::to_owned)
+        });
+        Blueprint {
+            schema: SCHEMA,
+            l0_ssh,
+            patience,
+            l0_host_key: None,
+            machines,
+            dropped: Vec::new(),
+            first_l0: None,
+            l0_folder,
+            owner,
+            recipe: None,
+            recalled: true,
+        }
     }
 
     /// Returns the machine called `name`.
@@ -197,35 +243,111 @@ impl Blueprint {
         self.machines.first().map_or(HypervisorKind::Qemu, |machine| machine.outer)
     }
 
-    /// Keeps the blueprint in the lab, as applied.
-    pub fn keep(&self, lock: &LabLock) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::internal("a blueprint is not JSON").because(error))?;
+    /// Keeps the blueprint in the lab, as applied: first in the journal, from which it is made anew if the
+    /// file is lost. Writes nothing that is there already; a file that cannot be read is kept beside.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub async fn keep(&self, lock: &LabLock, journal: &Journal) -> Result<()> {
+        let broken = |error| Error::internal("a blueprint is not JSON").because(error);
+        if recall::recorded(&journal.records()).as_ref() != Some(self) {
+            let blueprint = serde_json::to_value(self).map_err(broken)?;
+            journal.append(Entry::Blueprint { blueprint }).await?;
+        }
+        let text = serde_json::to_vec_pretty(self).map_err(broken)?;
+        let path = path(lock.lab());
+        match fs_err::read(&path) {
+            Ok(kept) if kept == text => return Ok(()),
+            Ok(kept) if serde_json::from_slice::<Blueprint>(&kept).is_err() => put_aside(&path)?,
+            _ => {}
+        }
         Writing::into_directory(lock.lab().directory())?.write(FILE, &text)
     }
 
     /// Returns the blueprint that `lab` was last built by; `None` if none was begun.
     ///
     /// # Errors
-    /// [`Kind::Io`] if it was written by a newer nestlab or is damaged.
+    /// As [`Blueprint::find`].
     pub fn of(lab: &Lab) -> Result<Option<Self>> {
+        Ok(Blueprint::find(lab)?.map(|found| found.blueprint))
+    }
+
+    /// Returns the blueprint that `lab` was last built by, from the journal if its own file is lost; `None`
+    /// if none was begun.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if it was written by a newer nestlab.
+    pub fn find(lab: &Lab) -> Result<Option<Found>> {
         let path = path(lab);
-        let text = match fs_err::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        let lost = match fs_err::read(&path) {
+            Ok(text) if is_newer(&text) => {
+                return Err(Error::new(Kind::Io, format!("{path} was written by a newer nestlab"))
+                    .hint("use that version for this lab"));
+            }
+            Ok(text) => match serde_json::from_slice::<Blueprint>(&text) {
+                Ok(blueprint) => {
+                    return Ok(Some(Found { blueprint: blueprint.in_folder_of(lab), lost: None }));
+                }
+                Err(error) => format!("{path} is damaged ({error})"),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                format!("{path} is gone")
+            }
             Err(error) => return Err(error.into()),
         };
-        let blueprint: Blueprint = serde_json::from_slice(&text).map_err(|error| {
-            Error::new(Kind::Io, format!("{path} cannot be read"))
-                .because(error)
-                .hint("it was written by another version of nestlab, or is damaged; run `nestlab up` again to renew it")
-        })?;
-        if blueprint.schema > SCHEMA {
-            return Err(Error::new(Kind::Io, format!("{path} was written by a newer nestlab"))
-                .hint("use that version for this lab"));
-        }
-        Ok(Some(blueprint))
+        let found = recall::blueprint(lab)?;
+        Ok(found.map(|blueprint| Found {
+            blueprint: blueprint.in_folder_of(lab),
+            lost: Some(format!("{lost}: the journal tells what was in it")),
+        }))
     }
+
+    /// Returns the blueprint with the files on this machine in the lab's folder, which was perhaps moved.
+    fn in_folder_of(mut self, lab: &Lab) -> Self {
+        let here = self.l0_ssh.is_none();
+        let outermost = |machine: &&mut Machine| {
+            let there = machine.place.as_ref();
+            machine.parent.is_none() && there.map_or(here, |place| place.l0 == L0::ThisMachine)
+        };
+        for machine in self.machines.iter_mut().chain(&mut self.dropped).filter(outermost) {
+            let disks = machine.spec.directory.parent().map(Utf8Path::to_owned);
+            let Some(disks) = disks.filter(|disks| disks.file_name() == Some(DISKS)) else {
+                continue;
+            };
+            if !is_same(&disks, &lab.disks()) {
+                machine.spec.move_files(&disks, &lab.disks());
+            }
+        }
+        self
+    }
+}
+
+/// The name of the folder of a lab's guests on this machine.
+const DISKS: &str = "disks";
+
+/// Returns whether both are the same folder, by whatever names.
+fn is_same(one: &Utf8Path, other: &Utf8Path) -> bool {
+    let real = |path: &Utf8Path| path.canonicalize_utf8().ok();
+    one == other || real(one).is_some_and(|one| real(other) == Some(one))
+}
+
+/// Returns whether a newer nestlab wrote the blueprint `text`; what else stands in it may be anything.
+fn is_newer(text: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Format {
+        schema: u32,
+    }
+    serde_json::from_slice::<Format>(text).is_ok_and(|format| format.schema > SCHEMA)
+}
+
+/// Renames the damaged file at `path`, so that whoever looks into the damage has it.
+fn put_aside(path: &Utf8Path) -> Result<()> {
+    let names = (1..).map(|number| match number {
+        1 => format!("{path}.damaged"),
+        number => format!("{path}.damaged-{number}"),
+    });
+    let free = names.map(Utf8PathBuf::from).find(|name| !name.exists());
+    Ok(fs_err::rename(path, free.expect("the numbers do not end"))?)
 }
 
 impl Machine {

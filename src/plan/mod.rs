@@ -23,6 +23,8 @@ mod network;
 mod pin;
 pub mod place;
 mod provision;
+mod recall;
+pub mod recovery;
 pub mod removal;
 #[cfg(test)]
 mod shipped;

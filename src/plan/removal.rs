@@ -27,7 +27,8 @@ impl Remover for Machines {
     async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()> {
         match resource {
             Resource::Vm { guest, .. } => {
-                let seat = self.seat_of(self.blueprint().made(resource)?).await?;
+                let machine = self.blueprint().machine_of(self.lab(), resource)?;
+                let seat = self.seat_of(&machine).await?;
                 let spec = &seat.machine.spec;
                 seat.hypervisor.destroy(&*seat.host, spec, feed).await?;
                 self.forget(guest).await;
@@ -39,13 +40,7 @@ impl Remover for Machines {
                     Command::new("rm").args(["-rf", "--one-file-system", "--", path.as_str()]);
                 host.check(&remove).await.map(drop)
             }
-            Resource::File { host, path } => {
-                let host = self.host_in_journal(host).await?;
-                host.check(&Command::new("rm").args(["-f", "--", path.as_str()])).await.map(drop)
-            }
             Resource::KnownHost { guest } => self.lab().known_hosts().remove(guest),
-            other => Err(Error::new(Kind::Stuck, format!("{other} is not known to this nestlab"))
-                .hint("it was made by a newer nestlab: destroy the lab with that")),
         }
     }
 }

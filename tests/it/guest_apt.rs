@@ -164,6 +164,28 @@ async fn the_lists_are_fetched_once_and_again_when_the_sources_change() {
 }
 
 #[tokio::test]
+async fn the_lists_of_an_update_that_nobody_waited_for_are_not_taken_for_todays() {
+    // Says that it is there by opening the first pipe, and ends with the second; once.
+    const HOOK: &str = "APT::Update::Post-Invoke-Success { \
+        \"if [ -p /srv/here ]; then read -r _ </srv/here; read -r _ </srv/go; fi; :\"; };\n";
+    let lab = Lab::with(&[Deb::default()]).await;
+    lab.debian.write("/etc/apt/apt.conf.d/99hook", HOOK).await;
+    lab.debian.sh("mkfifo /srv/here /srv/go", &[]).await;
+    tokio::select! {
+        ended = lab.apply(&Task::Update) => panic!("it waits for the pipe: {ended:?}"),
+        _ = lab.debian.sh(": >/srv/here", &[]) => {}
+    }
+    // nestlab is gone; apt-get is not.
+    let finish = ": >/srv/go; rm /srv/here; cd /var/lib/nestlab/jobs; \
+        until [ -e apt-get-*/exit ]; do sleep 0.1; done";
+    lab.debian.sh(finish, &[]).await;
+    lab.publish(&[Deb { name: "nl-new", ..Deb::default() }]);
+    lab.apply(&Task::Update).await.expect("updates");
+    let known = lab.debian.sh("apt-cache policy nl-new", &[]).await;
+    assert!(known.contains("Candidate: 1"), "the lists are the earlier run's: {known}");
+}
+
+#[tokio::test]
 async fn a_mirror_that_cannot_be_reached_is_no_success_though_apt_would_say_so() {
     let lab = Lab::with(&[]).await;
     lab.debian.write("/etc/apt/apt.conf.d/99impatient", IMPATIENT).await;

@@ -2,14 +2,15 @@
 //!
 //! The other process is this program again, told by its environment.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
 use nestlab::event::{Event, Feed};
-use nestlab::lab::{Entry, Lab, Labs};
+use nestlab::lab::{Entry, Lab, LabLock, Labs};
 use nestlab::recipe::LabName;
 use nestlab::report::{Report, Reporter, RunLog};
 
@@ -169,6 +170,29 @@ fn what_a_killed_removal_left_is_swept() {
     assert_eq!(labs.read_dir_utf8().expect("lists").count(), 1);
 }
 
+#[test]
+fn two_that_sweep_at_once_do_not_get_in_each_others_way() {
+    let bench = Bench::new();
+    let labs = bench.labs.state_directory().join("labs");
+    for round in 0..40 {
+        for folder in 0..20 {
+            let folder = labs.join(format!(".removed-{round}/disks/{folder}"));
+            std::fs::create_dir_all(&folder).expect("makes");
+            std::fs::write(folder.join("disk"), "x").expect("writes");
+        }
+        let sweep = || bench.labs.sweep();
+        let swept = std::thread::scope(|scope| {
+            let sweepers: Vec<_> = (0..4).map(|_| scope.spawn(sweep)).collect();
+            sweepers.into_iter().map(|it| it.join().expect("ends")).collect::<Vec<_>>()
+        });
+        for one in swept {
+            one.expect("what is gone is gone");
+        }
+        assert_eq!(bench.labs.list().expect("lists"), [name("demo")]);
+        assert_eq!(labs.read_dir_utf8().expect("lists").count(), 1, "round {round}");
+    }
+}
+
 /// Makes a log of a run of `command` with `events`.
 fn log(bench: &Bench, command: &str, events: impl Fn(&Feed)) {
     struct Nobody;
@@ -254,6 +278,40 @@ fn bundle_prints_where_an_archive_without_keys_lies() {
     assert_eq!(grep.expect("grep runs").code(), Some(1), "a private key is in the bundle");
 }
 
+/// How often [`write_and_tell`] writes.
+const WRITES: usize = 3;
+
+#[test]
+fn what_was_said_to_be_written_is_there_after_a_power_cut_at_any_point() {
+    for point in 1.. {
+        let bench = Bench::new();
+        let other = bench.other_with("write", Some(format!("cut@{point}")));
+        let (status, told) = other.end();
+        let last = |word: &str| {
+            let mut words = told.iter().rev().filter_map(|line| line.strip_prefix(word));
+            words.next().map(|number| number.trim().parse::<usize>().expect("a number"))
+        };
+        let recipe = bench.lab.recipe().expect("is there");
+        let kept = last("kept ").map_or(0, |number| number + 1);
+        let possible = |made: usize| match made {
+            0 => "schema = 1\n".to_owned(),
+            made => format!("recipe {}", made - 1),
+        };
+        assert!([possible(kept), possible(kept + 1)].contains(&recipe), "{point}: {recipe:?}");
+        let recorded = last("recorded ").map_or(0, |number| number + 1);
+        let reading = bench.lab.read_journal().expect("reads");
+        let entries: Vec<_> = reading.records.into_iter().map(|record| record.entry).collect();
+        let expected: Vec<_> = (0..entries.len()).map(numbered).collect();
+        assert_eq!((&entries, reading.damaged.len()), (&expected, 0), "{point}");
+        assert!(entries.len() >= recorded, "{point}: of {recorded} records {entries:?} are left");
+        if status.success() {
+            assert!(point > 4 * WRITES, "only {point} points");
+            return;
+        }
+        assert_eq!(status.signal(), Some(9), "{told:?}");
+    }
+}
+
 fn name(name: &str) -> LabName {
     name.parse().expect("a name")
 }
@@ -268,6 +326,7 @@ struct Bench {
 struct Other {
     child: Child,
     stdin: ChildStdin,
+    told: Lines<BufReader<ChildStderr>>,
 }
 
 impl Bench {
@@ -295,35 +354,70 @@ impl Bench {
 
     /// Starts the other process and waits until it holds the lock.
     fn other(&self, act: &str) -> Other {
-        let mut child = Command::new(std::env::current_exe().expect("this program"))
+        self.other_with(act, None)
+    }
+
+    /// The same with a fault (see `nestlab::faults`).
+    fn other_with(&self, act: &str, fault: Option<String>) -> Other {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command
             .args(["--exact", ENTRY, "--nocapture"])
             .env(STATE, self.labs.state_directory())
             .env(ACT, act)
+            .envs(fault.map(|fault| ("NESTLAB_FAULT", fault)))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("this program runs");
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("this program runs");
         let stdin = child.stdin.take().expect("was asked for");
         let mut told = BufReader::new(child.stderr.take().expect("was asked for")).lines();
         let line = told.next().expect("it says something").expect("UTF-8");
         assert_eq!(line, "locked");
-        Other { child, stdin }
+        Other { child, stdin, told }
     }
 }
 
 impl Other {
     fn let_go(self) {
-        let Other { mut child, stdin } = self;
+        let Other { mut child, stdin, .. } = self;
         drop(stdin);
         assert!(child.wait().expect("waits").success());
     }
+
+    /// Waits until it has ended, and returns how, and what it told.
+    fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let told = self.told.map(|line| line.expect("UTF-8")).collect();
+        (self.child.wait().expect("waits"), told)
+    }
+}
+
+/// Returns a record that can be told from others.
+fn numbered(number: usize) -> Entry {
+    Entry::Stopped { guest: format!("l{number}") }
+}
+
+/// Writes into the lab, and tells what it was told is durable.
+fn write_and_tell(lock: &LabLock) -> nestlab::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let journal = lock.journal()?;
+    for number in 0..WRITES {
+        lock.keep_recipe(&format!("recipe {number}"))?;
+        eprintln!("kept {number}");
+        runtime.block_on(journal.append(numbered(number)))?;
+        eprintln!("recorded {number}");
+    }
+    Ok(())
 }
 
 /// What the other process does; it does not return.
 fn act(state: &Utf8Path, act: &str) -> ! {
     let lab = Labs::at(state).open(&name("demo")).expect("is there");
-    let _lock = lab.lock(["nestlab", "up", "other"]).expect("nobody else holds it");
+    let lock = lab.lock(["nestlab", "up", "other"]).expect("nobody else holds it");
+    if act == "write" {
+        eprintln!("locked");
+        write_and_tell(&lock).expect("the power is on");
+        std::process::exit(0);
+    }
     if act == "lock-and-leave-a-program" {
         // Like a guest: it reads what this process would, and lives on.
         let mut command = Command::new("sh");

@@ -13,6 +13,7 @@ mod image_attacks;
 mod image_differential;
 mod image_fetch;
 mod lab;
+mod old_state;
 mod owning;
 mod plan_bench;
 mod qemu_driver;

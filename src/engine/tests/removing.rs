@@ -15,8 +15,8 @@ fn vm(host: &str, guest: &str) -> Resource {
     }
 }
 
-fn file(host: &str, path: &str) -> Resource {
-    Resource::File { host: host.into(), path: path.into() }
+fn folder(host: &str, path: &str) -> Resource {
+    Resource::Directory { host: host.into(), path: path.into() }
 }
 
 /// Removes everything but what is on a host that does not answer.
@@ -48,7 +48,7 @@ async fn made(bench: &Bench, resources: &[Resource]) -> Journal {
 #[tokio::test]
 async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
     let bench = Bench::new();
-    let resources = [file("L0", "/seed.img"), vm("L0", "l1"), file("L0", "/port")];
+    let resources = [folder("L0", "/seed.img"), vm("L0", "l1"), folder("L0", "/port")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "nowhere", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
@@ -62,7 +62,8 @@ async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
 #[tokio::test]
 async fn what_is_on_a_guest_goes_with_its_vm_and_the_guest_is_not_even_asked() {
     let bench = Bench::new();
-    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2"), file("l2", "/x")];
+    let resources =
+        [vm("L0", "l1"), folder("l1", "/image.ova"), vm("l1", "l2"), folder("l2", "/x")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "l1", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
@@ -76,12 +77,13 @@ async fn what_is_on_a_guest_goes_with_its_vm_and_the_guest_is_not_even_asked() {
 #[tokio::test]
 async fn what_is_on_a_guest_goes_by_itself_if_the_guests_vm_cannot_be_removed() {
     let bench = Bench::new();
-    let resources = [vm("L0", "l1"), file("l1", "/image.ova"), vm("l1", "l2"), file("l2", "/x")];
+    let resources =
+        [vm("L0", "l1"), folder("l1", "/image.ova"), vm("l1", "l2"), folder("l2", "/x")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "L0", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
-    assert_eq!(removal.removed, [file("l2", "/x"), vm("l1", "l2"), file("l1", "/image.ova")]);
-    let seen = [vm("L0", "l1"), vm("l1", "l2"), file("l1", "/image.ova")];
+    assert_eq!(removal.removed, [folder("l2", "/x"), vm("l1", "l2"), folder("l1", "/image.ova")]);
+    let seen = [vm("L0", "l1"), vm("l1", "l2"), folder("l1", "/image.ova")];
     assert_eq!(*remover.seen.lock().expect("unpoisoned"), seen);
     assert_eq!(bench.lab.resources().expect("reads"), [vm("L0", "l1")]);
 }
@@ -89,15 +91,15 @@ async fn what_is_on_a_guest_goes_by_itself_if_the_guests_vm_cannot_be_removed() 
 #[tokio::test]
 async fn what_could_not_be_reached_is_named_and_stays_recorded() {
     let bench = Bench::new();
-    let resources = [file("L0", "/seed.img"), file("adopted", "/image.ova")];
+    let resources = [folder("L0", "/seed.img"), folder("adopted", "/image.ova")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "adopted", seen: Mutex::default() };
     let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
-    assert_eq!(removal.removed, [file("L0", "/seed.img")]);
+    assert_eq!(removal.removed, [folder("L0", "/seed.img")]);
     let error = removal.into_result().expect_err("one is left");
     assert_eq!(error.kind(), Kind::Stuck);
-    assert!(error.message().contains("file /image.ova on adopted"), "{error:?}");
-    assert_eq!(bench.lab.resources().expect("reads"), [file("adopted", "/image.ova")]);
+    assert!(error.message().contains("directory /image.ova on adopted"), "{error:?}");
+    assert_eq!(bench.lab.resources().expect("reads"), [folder("adopted", "/image.ova")]);
     let lock = journal.lock().clone();
     assert!(
         bench.lab.clone().remove(lock).is_err(),
@@ -108,7 +110,7 @@ async fn what_could_not_be_reached_is_named_and_stays_recorded() {
 #[tokio::test]
 async fn an_interrupted_removal_goes_on_where_it_was() {
     let bench = Bench::new();
-    let journal = made(&bench, &[file("L0", "/a"), file("L0", "/b")]).await;
+    let journal = made(&bench, &[folder("L0", "/a"), folder("L0", "/b")]).await;
     let cancel = CancellationToken::new();
     let user = cancel.clone();
     let feed = Feed::new(move |event| {
@@ -118,10 +120,10 @@ async fn an_interrupted_removal_goes_on_where_it_was() {
     });
     let remover = Reaches { not: "nowhere", seen: Mutex::default() };
     let first = remove_all(&journal, &remover, &feed, &cancel).await;
-    assert_eq!(first.removed, [file("L0", "/b")]);
+    assert_eq!(first.removed, [folder("L0", "/b")]);
     assert_eq!(first.into_result().expect_err("is not through").kind(), Kind::Interrupted);
     let second = remove_all(&journal, &remover, &feed, &CancellationToken::new()).await;
-    assert_eq!(second.into_result().expect("goes on"), [file("L0", "/a")]);
+    assert_eq!(second.into_result().expect("goes on"), [folder("L0", "/a")]);
     let lock = journal.lock().clone();
     drop(journal);
     bench.lab.clone().remove(lock).expect("nothing is left");

@@ -74,6 +74,8 @@ pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
 /// for an unsigned repository, else `Failed`; with the end of apt's output.
 pub async fn apply(site: Site<'_>, task: &Task) -> Result<()> {
     if *task == Task::Update {
+        // The stamp is to say of which sources the lists are: what an earlier run fetched may be of others.
+        run::discard(site, &task.command(site.patience)).await?;
         clock::set(site).await?;
     }
     lock::wait(site).await?;

@@ -53,15 +53,26 @@ const JOBS_OF_USER: &str = ".local/state/nestlab/jobs";
 /// what it said. The same command attaches to the one that still runs.
 pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transcript> {
     site.proceed()?;
-    let words = Sha256::digest(command.argv().join("\0"));
-    let spec = JobSpec {
-        id: format!("{}-{}", command.argv()[0], hex::encode(&words[..8])),
-        command: command.clone(),
-        directory: if site.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
-    };
+    let spec = job_of(site, command);
     let mut reader = Reader::new(site.feed);
     let exit = job::run(site.host, &spec, &mut |line| reader.line(line), site.cancel).await?;
     Ok(reader.end(command.clone(), exit))
+}
+
+/// Ends `command` if an earlier run left it running, and forgets its result if nobody waited for it: the next
+/// run of it begins anew.
+pub(super) async fn discard(site: Site<'_>, command: &Command) -> Result<()> {
+    site.proceed()?;
+    job::stop(site.host, &job_of(site, command)).await
+}
+
+fn job_of(site: Site<'_>, command: &Command) -> JobSpec {
+    let words = Sha256::digest(command.argv().join("\0"));
+    JobSpec {
+        id: format!("{}-{}", command.argv()[0], hex::encode(&words[..8])),
+        command: command.clone(),
+        directory: if site.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
+    }
 }
 
 /// Reads what apt and dpkg write, line by line as it comes, and tells how far they are.

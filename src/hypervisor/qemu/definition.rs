@@ -104,6 +104,17 @@ impl DiskFormat {
 }
 
 impl Definition {
+    /// Has the VM's files in `folder`. They always lie in that of the definition, which may have been moved
+    /// since it was written.
+    pub(super) fn move_into(&mut self, folder: &Utf8Path) {
+        let (Drive::Disk { path: media, .. } | Drive::Cd(media)) = &mut self.drive;
+        for path in [media].into_iter().chain(&mut self.seed) {
+            if let Some(name) = path.file_name() {
+                *path = folder.join(name);
+            }
+        }
+    }
+
     /// Returns the definition that `spec` asks for.
     ///
     /// # Errors

@@ -171,7 +171,11 @@ async fn wait_until_running(site: Site<'_>, pid: u32) -> Result<()> {
     let failed = |why: &str| site.failure(format_args!("did not start: {why}"));
     loop {
         if !site.is_alive(pid).await? {
-            return Err(with_log(site, failed("QEMU ended at once")).await);
+            // A process that is just becoming QEMU has no arguments for a moment.
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if !site.is_alive(pid).await? {
+                return Err(with_log(site, failed("QEMU ended at once")).await);
+            }
         }
         // Until it listens, there is nothing to connect to.
         if let Ok(power) = status(site, pid).await {

@@ -63,8 +63,9 @@ impl<'a> Site<'a> {
             Exit::Code(scripts::NOT_DEFINED) => return Ok(None),
             _ => return Err(output.error(&command).on(self.host.name())),
         }
-        let vm = parse(&output.stdout)
+        let mut vm = parse(&output.stdout)
             .map_err(|error| error.context(&self.spec.directory).on(self.host.name()))?;
+        vm.definition.move_into(&self.spec.directory);
         Ok(Some(vm))
     }
 

@@ -170,7 +170,7 @@ impl Chain {
     }
 
     fn file(&self, host: &str, path: &str) -> Resource {
-        Resource::File { host: host.into(), path: self.world().join(path) }
+        Resource::Directory { host: host.into(), path: self.world().join(path) }
     }
 
     fn vm(&self, host: &str, guest: &str, directory: &str) -> Resource {
@@ -368,7 +368,7 @@ impl Remover for Rm {
         }
         match resource {
             Resource::KnownHost { guest } => self.lab.known_hosts().remove(guest),
-            Resource::File { path, .. } | Resource::Vm { directory: path, .. } => {
+            Resource::Directory { path, .. } | Resource::Vm { directory: path, .. } => {
                 self.host.check(&Command::new("rm").args(["-rf", path.as_str()])).await?;
                 if path.exists() {
                     return Err(Error::failed(format!("{path} is still there")));

@@ -7,3 +7,4 @@ mod faults;
 mod happy;
 mod trust;
 mod virtualbox;
+mod warnings;

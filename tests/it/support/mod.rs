@@ -6,6 +6,7 @@ pub(crate) mod boot_sector;
 pub(crate) mod debian;
 pub(crate) mod dropbear;
 pub(crate) mod emulator;
+pub(crate) mod golden;
 pub(crate) mod lab;
 pub(crate) mod machine;
 pub(crate) mod outdated;

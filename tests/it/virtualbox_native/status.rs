@@ -23,7 +23,7 @@ impl Built {
         let folder = tempfile::tempdir().unwrap();
         let built = Blueprint::draw(&recipe(), &budget(), &images(), &lab(folder.path())).unwrap();
         let held = lab(folder.path()).lock(["nestlab", "up"]).unwrap();
-        built.keep(&held).unwrap();
+        built.keep(&held, &held.journal().unwrap()).await.unwrap();
         bench.spec = built.machine("l1").unwrap().spec.clone();
         bench.up().await;
         Built { bench, folder }
