@@ -85,7 +85,9 @@ fn own_key(home: Option<&Utf8Path>) -> SshKey {
         files.iter().map(|name| home.join(".ssh").join(name)).find(|path| path.is_file())
     });
     match file {
-        Some(file) if std::env::var_os("SSH_AUTH_SOCK").is_none() => SshKey::File(file),
+        Some(file) if std::env::var_os("SSH_AUTH_SOCK").is_none_or(|socket| socket.is_empty()) => {
+            SshKey::File(file)
+        }
         _ => SshKey::Agent,
     }
 }

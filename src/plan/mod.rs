@@ -26,8 +26,6 @@ mod provision;
 mod recall;
 pub mod recovery;
 pub mod removal;
-#[cfg(test)]
-mod shipped;
 pub mod source;
 pub mod step;
 mod vm;
