@@ -91,3 +91,18 @@ fn what_a_hint_quotes_cannot_drive_the_terminal() {
     let recipe = fake.recipe_of("win");
     assert_tame(&fake.run(&["plan", &recipe]), "there are: evil");
 }
+
+#[test]
+fn a_vboxmanage_that_floods_costs_one_error_and_bounded_memory() {
+    let fake = Fake::new("'list vms') exec cat /dev/zero ;;");
+    // Its threads' stacks and heaps are a part of this; the gigabytes that came in are not.
+    let limited = r#"ulimit -v 2000000 && exec "$0" "$@""#;
+    let plain = fake.command(&["plan", &fake.recipe_of("win")]);
+    let mut command = Command::new("sh");
+    command.args(["-c", limited]).arg(plain.get_program()).args(plain.get_args());
+    command.env("NESTLAB_VBOXMANAGE", &fake.program);
+    let output = command.output().expect("nestlab runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("wrote more than 64 MiB and was ended"), "{said}");
+}
