@@ -1,10 +1,12 @@
 //! What a hostile host, guest or program says, through the real binary: it drives no terminal, and it costs
 //! a bounded amount of memory, time and disk.
 
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use crate::support::bench::Bench;
 use crate::support::lab::Nestlab;
 
 /// A VBoxManage that says what a test wants it to.
@@ -27,6 +29,11 @@ impl Fake {
         std::fs::write(&program, script).expect("is written");
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("can be run");
         Fake { nestlab, program }
+    }
+
+    /// Where a fake that hangs says which processes it is.
+    fn pids(&self) -> PathBuf {
+        self.nestlab.state().join("pids")
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -105,4 +112,110 @@ fn a_vboxmanage_that_floods_costs_one_error_and_bounded_memory() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("wrote more than 64 MiB and was ended"), "{said}");
+}
+
+#[test]
+fn a_command_and_what_it_started_die_with_a_nestlab_that_was_killed() {
+    for signal in ["KILL", "TERM"] {
+        // Deaf to SIGTERM, as a program may be that writes a disk.
+        let fake = Fake::new(
+            r#"'list vms') trap '' TERM; sleep 1000 & echo "$$ $!" >"$0.pids" && mv "$0.pids" "${0%/*}/pids"; wait ;;"#,
+        );
+        let recipe = fake.recipe_of("win");
+        let mut nestlab = fake.command(&["plan", &recipe]).spawn().expect("nestlab starts");
+        until("the command runs", || fake.pids().exists());
+        let id = nestlab.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().expect("kills").success());
+        nestlab.wait().expect("nestlab ends");
+        let pids = std::fs::read_to_string(fake.pids()).expect("is text");
+        assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
+        until("all of it is gone", || !pids.split_whitespace().any(is_alive));
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Waits until `condition` holds; nextest ends what never comes, and this says what it was.
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    println!("waiting until {what}");
+    while !condition() {
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
+}
+
+/// A terminal 80 columns wide shows what `said` leaves on it.
+fn screen(said: &[u8]) -> String {
+    let terminal = indicatif::InMemoryTerm::new(24, 80);
+    indicatif::TermLike::write_str(&terminal, &String::from_utf8_lossy(said)).expect("is shown");
+    terminal.contents()
+}
+
+#[test]
+fn ctrl_c_at_a_terminal_leaves_no_dead_row_behind() {
+    // Accepts, and answers nothing.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = server.local_addr().expect("has one").port();
+    let nestlab = Nestlab::new();
+    let manifest = nestlab.state().join("silent.toml");
+    let text = format!(
+        "schema = 1\nname = \"silent\"\nversion = \"1\"\narch = \"x86_64\"\nformat = \"qcow2\"\n\
+         urls = [\"http://127.0.0.1:{port}/silent.qcow2\"]\nallow-http = true\nsha256 = \"{}\"\n",
+        "0".repeat(64)
+    );
+    std::fs::write(&manifest, text).expect("is written");
+    let program = nestlab.command(&["image", "fetch", manifest.to_str().expect("UTF-8")]);
+    let words: Vec<_> = [program.get_program()].into_iter().chain(program.get_args()).collect();
+    let words: Vec<_> = words.iter().map(|word| word.to_str().expect("UTF-8")).collect();
+    let line = format!("stty cols 80 rows 24; exec {}", words.join(" "));
+    let mut script = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("TERM", "xterm")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script starts");
+    let mut keys = script.stdin.take().expect("is a pipe");
+    let mut output = script.stdout.take().expect("is a pipe");
+    let (mut said, mut buffer, mut pressed) = (Vec::new(), [0; 4096], false);
+    loop {
+        let read = output.read(&mut buffer).expect("is read");
+        said.extend_from_slice(&buffer[..read]);
+        if read == 0 {
+            break;
+        }
+        // It is drawn again and again: what was drawn once is on the screen by now.
+        if !pressed && screen(&said).contains("fetch silent") {
+            keys.write_all(b"\x03").expect("is heard");
+            pressed = true;
+        }
+    }
+    let exit = script.wait().expect("ends");
+    let left = screen(&said);
+    assert_eq!(exit.code(), Some(130), "{left}");
+    assert!(left.contains("stopping at the next safe point"), "{left}");
+    let dead = left.lines().find(|line| line.starts_with(['-', '\\', '|', '/']));
+    assert_eq!(dead, None, "{left}");
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_guest_that_does_not_shut_down() {
+    let bench = Bench::new();
+    bench.boot_image("deaf", "deaf", "ready = \"serial\"\nserial-pattern = \"^up$\"\n");
+    let recipe = bench.recipe("[[guest]]\nname = \"l1\"\nimage = \"./deaf.toml\"\n");
+    bench.ok(&["up", &recipe]);
+    let mut down = bench.spawn(&["down", "bench"]);
+    let stderr = std::io::BufReader::new(down.stderr.take().expect("is a pipe"));
+    let mut lines = stderr.lines().map(|line| line.expect("is text"));
+    assert!(lines.any(|line| line.contains("shut down")), "the guest is asked, and waited for");
+    let id = down.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &id]).status().expect("kills").success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(down.wait().expect("ends").code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("stop l1: goes on")), "{rest:?}");
+    assert_eq!(bench.guest("bench", "l1")["state"], "running", "the plug was not pulled");
+    bench.destroy();
 }
