@@ -163,6 +163,7 @@ mod enabled {
         io::Write::write_all(&mut file, line.as_bytes()).expect("the trace can be written");
     }
 
+    #[allow(clippy::print_stderr, reason = "the test that asked for it reads it")]
     fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
         match fault {
             Fault::Kill => end(),
