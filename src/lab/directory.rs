@@ -22,7 +22,7 @@ const REMOVED: &str = ".removed-";
 pub(super) const RECIPE: &str = "recipe.toml";
 
 /// What nestlab keeps in a lab's directory; all else there is somebody else's.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     RECIPE,
     "machines.json",
     "journal.jsonl",
@@ -30,6 +30,7 @@ const OWN: [&str; 10] = [
     "known_hosts",
     "lock",
     private::LOCK,
+    "warnings.json",
     "keys",
     "logs",
     DISKS,

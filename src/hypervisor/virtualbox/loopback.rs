@@ -12,10 +12,15 @@ use crate::hypervisor::{GuestSpec, Origin};
 /// The first version that has the switch.
 const FIRST: Version = Version::new(7, 0, 0);
 
+/// Returns whether VirtualBox `version` can keep guests from the loopback.
+pub(crate) fn closes_loopback(version: &Version) -> bool {
+    *version >= FIRST
+}
+
 /// Returns the arguments after `modifyvm VM` that make it as `spec` says for the NAT `adapters`; none where there is
 /// no switch, and for a VM that existed before, which stays as its owner has it.
 pub(super) fn arguments(spec: &GuestSpec, version: &Version, adapters: &[u32]) -> Vec<String> {
-    if *version < FIRST || matches!(spec.origin, Origin::Existing { .. }) {
+    if !closes_loopback(version) || matches!(spec.origin, Origin::Existing { .. }) {
         return Vec::new();
     }
     let value = if spec.reach_host { "on" } else { "off" };
@@ -29,7 +34,7 @@ pub(super) fn open(version: &Version, vm: &Settings) -> Option<&'static str> {
     let is_open = |adapter: u32| {
         vm.get(&format!("localhostReachable{adapter}")).is_some_and(|value| value == "1")
     };
-    if *version < FIRST {
+    if !closes_loopback(version) {
         return Some("VirtualBox can keep it from that from 7.0 on");
     }
     settings::nat_adapters(vm).any(is_open).then_some(

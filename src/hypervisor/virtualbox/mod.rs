@@ -34,6 +34,7 @@ pub(crate) use beyond::GLOBAL;
 pub use diff::{FREE_PORT, SNAPSHOT_BEFORE};
 pub use driver::VirtualBox;
 pub use former::Former;
+pub(crate) use loopback::closes_loopback;
 pub use manage::Installed;
 
 use super::GuestSpec;

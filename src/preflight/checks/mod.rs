@@ -143,7 +143,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host-loopback",
-        question: "Do guests need what is on this host's loopback, which they do not reach?",
+        question: "Do guests reach services on this host's loopback, or need what is there?",
         judge: network::loopback,
     },
     Check { id: "ports", question: "Are there free ports for forwarding?", judge: network::ports },

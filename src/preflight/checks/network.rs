@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::{not_applicable, resources};
 use crate::host::{Host, StreamAddress, facts};
+use crate::hypervisor::virtualbox;
 use crate::preflight::look::Look;
 use crate::preflight::needs::{Destination, Needs};
 use crate::preflight::survey::Survey;
 use crate::preflight::{Finding, Verdict};
-use crate::recipe::Guest;
 use crate::recipe::budget::{self, Network, Resources};
+use crate::recipe::{Guest, HypervisorKind};
 
 const ROUTES: &str = "/proc/net/route";
 
@@ -39,11 +40,21 @@ pub(super) fn subnets(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn loopback(_look: &Look, needs: &Needs) -> Finding {
+pub(super) fn loopback(look: &Look, needs: &Needs) -> Finding {
     let id = "host-loopback";
     let source = "the recipe's mirror and proxy";
     let Some(demand) = &needs.recipe else { return not_applicable(id, "no recipe") };
     let recipe = &demand.recipe;
+    if let Some(Ok(probe)) = look.probe(HypervisorKind::VirtualBox)
+        && needs.requires(HypervisorKind::VirtualBox)
+        && !virtualbox::closes_loopback(&probe.version)
+        && recipe.children(None).any(|guest| !guest.reach_host && !guest.is_existing())
+    {
+        let found = format!("guests of VirtualBox {} reach services on it", probe.version);
+        return Finding::new(id, Verdict::Warn, found)
+            .from("VBoxManage --version")
+            .remedy("VirtualBox can keep them from it from 7.0 on; stop what must not be reached");
+    }
     let mirror = recipe.mirror.as_ref().is_some_and(|mirror| is_loopback(mirror.as_url()));
     let proxy = recipe.proxy.as_ref().is_some_and(|proxy| is_loopback(proxy.as_url()));
     let installs = |guest: &&Guest| guest.hypervisor.is_some() || !guest.packages.is_empty();

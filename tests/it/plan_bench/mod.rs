@@ -2,3 +2,4 @@
 //! guests that are up within a second (see `support::bench`).
 
 mod happy;
+mod warnings;

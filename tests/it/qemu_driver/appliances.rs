@@ -5,7 +5,7 @@ use std::sync::Arc;
 use camino::Utf8Path;
 use nestlab::event::Feed;
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{Command, Host, Local, StreamAddress};
+use nestlab::host::{Command, Host, Local};
 use nestlab::hypervisor::spec::mac;
 use nestlab::hypervisor::{Hypervisor, Media};
 use nestlab::image::build::seed::{self, Seed};
@@ -14,7 +14,6 @@ use nestlab::image::{ImageFormat, Manifest, Store};
 use nestlab::recipe::{Amount, Mebibytes};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::bench::{Bench, GRACE, until};
@@ -128,31 +127,4 @@ async fn a_guest_that_is_to_nest_has_svm_and_a_device_for_kvm() {
     let said = std::fs::read_to_string(appliance.bench.qemu.serial_log(&appliance.bench.spec))
         .expect("is written");
     assert!(said.contains("nestlab: ready nest"), "{said}");
-}
-
-#[tokio::test]
-async fn a_guest_reaches_services_on_its_hosts_loopback_only_if_its_recipe_says_so() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let port = listener.local_addr().expect("is bound").port();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            stream.write_all(b"hello").await.expect("is heard");
-        }
-    });
-    let mut appliance = Appliance::new("apart", &[]).await;
-    for reach_host in [false, true] {
-        appliance.bench.spec.reach_host = reach_host;
-        let guest = appliance.up().await;
-        // The gateway of its network stands for the host.
-        let gateway = StreamAddress::Tcp("10.0.7.2".to_owned(), port);
-        let said = match guest.open_stream(&gateway).await {
-            Ok(mut stream) => {
-                let mut said = String::new();
-                stream.read_to_string(&mut said).await.map(|_| said).unwrap_or_default()
-            }
-            Err(_) => String::new(),
-        };
-        assert_eq!(said, if reach_host { "hello" } else { "" });
-        appliance.bench.stop(GRACE).await;
-    }
 }

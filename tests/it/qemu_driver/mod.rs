@@ -6,6 +6,7 @@ mod bench;
 mod confining;
 mod defining;
 mod leaving;
+mod loopback;
 mod power;
 mod probing;
 mod reaching;
