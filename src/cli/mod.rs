@@ -89,5 +89,8 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
         .enable_all()
         .build()
         .map_err(|error| Error::from(error).context("nestlab cannot start its threads"))?;
-    Ok(runtime.block_on(work))
+    let done = runtime.block_on(work);
+    // What was dropped while a thread of its own was at it, such as the copy of a disk, is not waited for.
+    runtime.shutdown_background();
+    Ok(done)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::session::{Told, command_line};
 use super::{Globals, bundle, doctor, guests, lock, output};
-use crate::engine;
+use crate::engine::{self, until_safe_point};
 use crate::error::Result;
 use crate::event::Level;
 use crate::hypervisor::Drivers;
@@ -88,11 +88,15 @@ async fn build(
     told.warn_of_records(lab);
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
-    match Blueprint::of(lab)? {
-        None => can_l0(&recipe, lab, args, told).await?,
-        Some(begun) => can_l0_still(&recipe, lab, &begun, args, told).await?,
-    }
-    let mut world = World::open(recipe, lab, &globals.cache_dir).await?;
+    let able = async {
+        match Blueprint::of(lab)? {
+            None => can_l0(&recipe, lab, args, told).await,
+            Some(begun) => can_l0_still(&recipe, lab, &begun, args, told).await,
+        }
+    };
+    until_safe_point(&told.cancel(), able).await?;
+    let opened = World::open(recipe, lab, &globals.cache_dir);
+    let mut world = until_safe_point(&told.cancel(), opened).await?;
     if let Some(lock) = &locked {
         for difference in lock.differs_at_l0(&world.machines).await? {
             told.feed.notice(Level::Warning, difference);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::retry::{self, Retry};
+use super::signals::until_safe_point;
 use super::state::{Signal, State};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Failure, Level, millis};
@@ -140,7 +141,7 @@ impl One {
 
     async fn apply(&mut self) -> Signal {
         let applied = match self.context.proceed() {
-            Ok(()) => self.step.apply(&self.context).await,
+            Ok(()) => until_safe_point(&self.context.cancel, self.step.apply(&self.context)).await,
             Err(stopped) => Err(stopped),
         };
         self.or_problem(applied, Signal::Applied).await

@@ -1,4 +1,4 @@
-//! What labs left behind that nobody works on any more. Finds; removes nothing that is not nestlab's own
+//! Labs whose last run did not end well, and VMs whose lab is gone. Finds; a VM is a lab's only if that is
 //! beyond doubt.
 
 use camino::Utf8PathBuf;

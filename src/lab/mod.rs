@@ -14,7 +14,7 @@
 //! | [`reservations`] | names and ports that no other lab may take |
 //! | [`status`] | the last known state, from the journal |
 //! | [`bundle`] | what helps to understand a failure, in one archive without secrets |
-//! | [`leftovers`] | what labs left behind that nobody works on any more |
+//! | [`leftovers`] | labs whose last run did not end well, and VMs whose lab is gone |
 //!
 //! This module must not know how guests are run or a plan is made.
 

@@ -9,6 +9,7 @@ mod doctor;
 mod engine_faults;
 mod full;
 mod guest_apt;
+mod hostile;
 mod image_attacks;
 mod image_differential;
 mod image_fetch;

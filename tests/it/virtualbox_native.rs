@@ -249,7 +249,7 @@ async fn a_vm_is_found_by_name_and_a_clone_of_the_same_name_only_by_its_uuid() {
 
     let missing = bench.driver.inspect(bench.host(), &by_name("Workstatoin")).await.unwrap_err();
     assert_eq!(missing.kind(), Kind::HostCannot);
-    assert!(missing.report().contains("there are: Workstation"), "{missing:?}");
+    assert!(missing.report().contains("this user's VMs are: Workstation"), "{missing:?}");
 
     let clones = bench.host.path("clones");
     bench

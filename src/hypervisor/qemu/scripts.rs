@@ -66,7 +66,8 @@ cat -- "/proc/$pid/cmdline" 2>/dev/null || true
 
 /// Returns the command that looks at a VM; `inspect` reads its answer.
 pub(super) fn look(folder: Folder<'_>) -> Command {
-    script(LOOK, "nestlab-look").arg(folder.0.as_str())
+    let look = [CUT_LOGS, LOOK].concat();
+    Command::new("sh").args(["-c", &look, "nestlab-look"]).arg(folder.0.as_str())
 }
 
 /// Prints of every process that is a QEMU its id and its arguments, each with a NUL, and a further NUL. A process
@@ -203,6 +204,20 @@ pub(super) fn remove<S: AsRef<str>>(folder: Folder<'_>, files: &[S]) -> Command 
         .arg(folder.0.as_str())
         .args(files.iter().map(|file| file.as_ref().to_owned()))
 }
+
+/// Cuts each log in the folder `$1` that has more than 16 MiB down to its last 4 MiB. What a guest writes to its
+/// serial port has no limit in QEMU, so every look at the VM sets one; between two looks it can grow. QEMU and
+/// the shell that runs it append, wherever the end is, so nothing is written behind a hole.
+const CUT_LOGS: &str = r#"
+for log in "$1/serial.log" "$1/qemu.log"; do
+    size=$(stat -c %s -- "$log" 2>/dev/null) || continue
+    [ "$size" -gt 16777216 ] || continue
+    (umask 077 && tail -c 4194304 -- "$log" >"$log.$$.part") 2>/dev/null
+    : >"$log"
+    cat -- "$log.$$.part" >>"$log" 2>/dev/null
+    rm -f -- "$log.$$.part"
+done
+"#;
 
 /// Returns a shell command: the constant `text` under the name `name`; arguments follow.
 pub(super) fn script(text: &'static str, name: &str) -> Command {

@@ -74,7 +74,8 @@ impl VirtualBox {
     }
 
     pub(super) async fn manage<'a>(&self, host: &'a dyn Host) -> Result<Manage<'a>> {
-        Ok(Manage::new(host, self.known(host).await?.installed))
+        let known = self.known(host).await?;
+        Ok(Manage::new(host, known.installed).patient(known.patience))
     }
 
     /// Returns how long a change of state may take on `host`.

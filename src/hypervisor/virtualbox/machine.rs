@@ -125,10 +125,13 @@ async fn find_existing(manage: &Manage<'_>, wanted: &str) -> Result<Actual> {
         [] => {
             let names: Vec<&str> =
                 all.iter().filter(|vm| !vm.is_inaccessible()).map(|vm| vm.name.as_str()).collect();
-            fail(
-                format!("there is no VM called {wanted}"),
-                format!("there are: {}", names.join(", ")),
-            )
+            let hint = match names.as_slice() {
+                // Of other users' VMs VirtualBox tells nothing, not even to root.
+                [] => "this user has no VM in VirtualBox: run nestlab as the user who has it"
+                    .to_owned(),
+                names => format!("this user's VMs are: {}", names.join(", ")),
+            };
+            fail(format!("there is no VM called {wanted}"), hint)
         }
         [vm] => match show(manage, &vm.uuid).await? {
             Some(actual) => Ok(actual),
