@@ -288,17 +288,112 @@ impl std::fmt::Debug for Feed {
 /// control characters but newline and tab as `\u{..}`. What a guest says never reaches the user's
 /// terminal raw.
 pub fn printable(text: &str) -> String {
-    let plain = console::strip_ansi_codes(text);
-    let mut out = String::with_capacity(plain.len());
-    for c in plain.chars() {
+    without_controls(text, false)
+}
+
+/// Returns `text` as [`printable`] does, but with the colors that nestlab itself uses, ended where they
+/// were not: for what is written to a terminal, where they stand beside what others said.
+pub(crate) fn printable_in_color(text: &str) -> String {
+    without_controls(text, true)
+}
+
+/// The sequences that [`console::Style`] writes for the colors and attributes in use here.
+const OUR_COLORS: [&str; 6] =
+    ["\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"];
+
+/// Ends every color.
+const RESET: &str = "\x1b[0m";
+
+fn without_controls(text: &str, keep_colors: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut rest, mut colored) = (text, false);
+    while let Some(c) = rest.chars().next() {
+        let length = sequence_length(rest).unwrap_or(0);
+        let (sequence, after) = rest.split_at(length);
+        if length > 0 {
+            let colors = OUR_COLORS.contains(&sequence);
+            if keep_colors && (colors || (sequence == RESET && colored)) {
+                out.push_str(sequence);
+                colored = colors;
+            }
+            rest = after;
+            continue;
+        }
         match c {
             '\n' | '\t' => out.push(c),
             '\r' => {}
-            c if c.is_control() || is_bidi_control(c) => out.extend(c.escape_unicode()),
+            c if is_unprintable(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    if colored {
+        out.push_str(RESET);
+    }
+    out
+}
+
+/// Returns `json`, compact as serde_json writes it, with the characters escaped that JSON allows raw and
+/// that could drive a terminal all the same: such stand in strings alone, where `\u….` says the same.
+pub(crate) fn printable_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_unprintable(c) {
+            // None of them lies beyond U+FFFF.
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
         }
     }
     out
+}
+
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || is_bidi_control(c)
+}
+
+/// Returns the length of the escape sequence at the beginning of `text`, if a whole one stands there (ECMA-48,
+/// sections 5.3 to 5.6). Looks no further than to the next control character, so that a text without an end
+/// costs no more than its length.
+fn sequence_length(text: &str) -> Option<usize> {
+    let mut chars = text.chars();
+    let (kind, begins) = match chars.next()? {
+        '\x1b' => match chars.next()? {
+            kind @ ('[' | ']' | 'P' | 'X' | '^' | '_') => (kind, 2),
+            _ => return short_sequence(text),
+        },
+        '\u{9b}' => ('[', 2),
+        '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => (']', 2),
+        _ => return None,
+    };
+    let rest = &text[begins..];
+    let body = if kind == '[' { control_body(rest) } else { string_body(rest) };
+    Some(begins + body?)
+}
+
+/// ESC, intermediate bytes, and a final one.
+fn short_sequence(text: &str) -> Option<usize> {
+    let rest = &text.as_bytes()[1..];
+    let between = rest.iter().take_while(|byte| matches!(byte, 0x20..=0x2f)).count();
+    rest.get(between).filter(|byte| matches!(byte, 0x30..=0x7e)).map(|_| between + 2)
+}
+
+/// Parameters, intermediate bytes, and a final one.
+fn control_body(rest: &str) -> Option<usize> {
+    let bytes = rest.as_bytes();
+    let parameters = bytes.iter().take_while(|byte| matches!(byte, 0x30..=0x3f)).count();
+    let between = bytes[parameters..].iter().take_while(|byte| matches!(byte, 0x20..=0x2f)).count();
+    let end = parameters + between;
+    bytes.get(end).filter(|byte| matches!(byte, 0x40..=0x7e)).map(|_| end + 1)
+}
+
+/// Anything in one line, ended by BEL or ST.
+fn string_body(rest: &str) -> Option<usize> {
+    let end = rest.find(char::is_control)?;
+    let rest = &rest[end..];
+    let terminators = ["\x07", "\u{9c}", "\x1b\\"];
+    let terminator = terminators.iter().find(|terminator| rest.starts_with(**terminator))?;
+    Some(end + terminator.len())
 }
 
 /// Characters that reorder text on screen (Unicode "Bidi_Control").
@@ -321,6 +416,42 @@ mod tests {
         let safe = printable(evil);
         assert!(!safe.chars().any(|c| c.is_control() || c == '\u{202e}'), "{safe:?}");
         assert!(safe.contains("hi") && safe.contains("there"));
+    }
+
+    #[test]
+    fn whole_sequences_go_and_what_is_cut_off_is_shown_instead_of_hiding_what_follows() {
+        for (said, shown) in [
+            ("\x1b[!p\x1b]104\x07\x1b[?7hGRUB", "GRUB"),
+            ("\x1b7\x1b(Ba\x1bcb", "ab"),
+            ("\x1bP1$r0m\x1b\\a\u{9d}0;x\u{9c}b\u{9b}2Jc", "abc"),
+            ("\x1b]0;an end that never comes", "\\u{1b}]0;an end that never comes"),
+            ("\x1b]0;one line\nand the next\x07", "\\u{1b}]0;one line\nand the next\\u{7}"),
+            ("a\x1b[1;2", "a\\u{1b}[1;2"),
+            ("a\x1b", "a\\u{1b}"),
+            ("\x1b\u{e9}", "\\u{1b}\u{e9}"),
+        ] {
+            assert_eq!(printable(said), shown, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn our_own_colors_stay_where_they_are_wanted_and_nothing_else_does() {
+        let styled = console::Style::new().force_styling(true).green().bold();
+        let ours = styled.apply_to("up").to_string();
+        assert_eq!(printable_in_color(&ours), ours);
+        assert_eq!(printable(&ours), "up");
+        let evil = format!("{ours} \x1b[8mhidden\x1b[5A\x1b[38;5;0m\x1b]0;x\x07\u{9b}2J");
+        assert_eq!(printable_in_color(&evil), format!("{ours} hidden"));
+        assert_eq!(printable_in_color("\x1b[31mred"), "\x1b[31mred\x1b[0m", "no color runs on");
+    }
+
+    #[test]
+    fn json_says_the_same_without_a_character_that_drives_a_terminal() {
+        let text = "\x1b[2J\u{9b}2J\x7f\u{202e}\n\u{e9}\"\\";
+        let json = serde_json::to_string(text).expect("JSON");
+        let safe = printable_json(&json);
+        assert!(!safe.chars().any(is_unprintable), "{safe:?}");
+        assert_eq!(serde_json::from_str::<String>(&safe).expect("JSON"), text);
     }
 
     #[tokio::test]

@@ -132,6 +132,7 @@ mod enabled {
         wanted().filter(|(_, wanted)| *wanted == at)
     }
 
+    #[allow(clippy::print_stderr, reason = "the test that asked for it reads it")]
     fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
         match fault {
             Fault::Kill => end(),

@@ -24,6 +24,8 @@
 //! [`faults`], through which the tests kill nestlab at every write.
 
 #![warn(missing_docs, unreachable_pub, clippy::unwrap_used)]
+// What is written to the terminal passes `cli::output` or a reporter, which make it printable.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;
 pub mod engine;
@@ -41,3 +43,17 @@ pub mod recipe;
 pub mod report;
 
 pub use error::{Error, Kind, Result};
+
+#[cfg(test)]
+mod tests {
+    use proptest::test_runner::{Config, RngSeed};
+
+    #[test]
+    fn property_tests_try_the_same_cases_in_every_run() {
+        let seed = Config::default().rng_seed;
+        assert!(
+            matches!(seed, RngSeed::Fixed(_)),
+            "cargo sets PROPTEST_RNG_SEED, see .cargo/config.toml"
+        );
+    }
+}

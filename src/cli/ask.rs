@@ -1,8 +1,9 @@
 //! Asking a person before something that cannot be undone.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use super::output;
 use crate::error::{Error, Kind, Result};
 
 /// Asks `question` on stderr and returns whether the answer is yes.
@@ -16,9 +17,7 @@ pub(super) fn yes(question: &str) -> Result<bool> {
             "this needs a yes, and there is no terminal: add --yes",
         ));
     }
-    let mut stderr = std::io::stderr();
-    write!(stderr, "{question} [y/N] ")?;
-    stderr.flush()?;
+    output::eprint(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
@@ -26,6 +25,6 @@ pub(super) fn yes(question: &str) -> Result<bool> {
 
 /// Tells that nothing was done since the answer was no, and returns the exit code of that.
 pub(super) fn cancelled(nothing: &str) -> ExitCode {
-    eprintln!("cancelled, {nothing}");
+    output::eprint(&format!("cancelled, {nothing}\n"));
     ExitCode::from(Kind::Interrupted.exit_code())
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::session::{Session, Told, silent};
 use super::{Globals, output};
+use crate::engine::until_safe_point;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, HostRef, Patience};
@@ -55,7 +56,7 @@ struct Missing {
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let lab = Labs::at(&globals.state_dir).choose(args.lab.as_ref())?;
     let told = Told::begin(&Globals { json: false, ..globals.clone() }, None)?;
-    let made = gather(&lab, &told).await;
+    let made = until_safe_point(&told.cancel(), gather(&lab, &told)).await;
     told.end();
     let bundle = made?;
     if globals.json {

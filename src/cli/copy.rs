@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 
 use super::Globals;
 use super::session::{Session, Told};
+use crate::engine::until_safe_point;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::Host as _;
@@ -44,6 +45,8 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         Work::In { from, to } => host.put(from, to, mode(from)?, feed).await,
         Work::Out { from, to } => host.get(from, to, feed).await,
     };
+    let cancel = told.cancel();
+    let copy = async |feed: &Feed| until_safe_point(&cancel, copy(feed)).await;
     let copied = told.feed.step(&step, &title, "", copy).await;
     told.end();
     copied.map(|()| ExitCode::SUCCESS)

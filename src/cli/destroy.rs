@@ -245,7 +245,8 @@ impl Undoing<'_> {
             if left.left.iter().any(|(resource, _)| self.is_inside(resource, adopted)) {
                 continue;
             }
-            self.machines.restore(adopted, journal, feed).await?;
+            let restored = self.machines.restore(adopted, journal, feed);
+            engine::until_safe_point(&cancel, restored).await?;
         }
         self.judge(left)
     }
@@ -255,7 +256,8 @@ impl Undoing<'_> {
         let feed = &self.told.feed;
         for adopted in doomed.adopted.iter().filter(|adopted| adopted.vm != GLOBAL) {
             let name = name_of(adopted);
-            if !self.machines.restore_snapshot(adopted, feed).await? {
+            let restored = self.machines.restore_snapshot(adopted, feed);
+            if !engine::until_safe_point(&self.told.cancel(), restored).await? {
                 let text = format!("{name} has no snapshot nestlab-before");
                 feed.notice(Level::Warning, text);
                 continue;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::session::{Session, Told, command_line};
 use super::{Globals, guests};
-use crate::error::{Kind, Result};
+use crate::engine::until_safe_point;
+use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::hypervisor::{Power, Stop};
 use crate::lab::Ledger;
@@ -36,13 +37,14 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     machines.sort_by_key(|machine| std::cmp::Reverse(blueprint.level(machine)));
     for machine in machines {
         if told.cancel().is_cancelled() {
+            stopped = Err(Error::new(Kind::Interrupted, "interrupted; what is left runs on"));
             break;
         }
         match stop(&session, machine, &ledger, &told).await {
             // Its host is off, and so is it.
             Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {}
             // The lab goes down without it.
-            Err(error) if blueprint.is_orphaned(machine) => {
+            Err(error) if error.kind() != Kind::Interrupted && blueprint.is_orphaned(machine) => {
                 let text =
                     format!("{} was not stopped: {error}", guests::orphan(blueprint, machine));
                 told.feed.notice(Level::Warning, text);
@@ -60,17 +62,26 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 
 async fn stop(session: &Session, machine: &Machine, ledger: &Ledger, told: &Told) -> Result<()> {
     let name = machine.name.as_str();
-    let seat = session.machines.seat_of(machine).await?;
-    match seat.inspect().await?.map(|actual| actual.power) {
+    let cancel = told.cancel();
+    let look = async {
+        let seat = session.machines.seat_of(machine).await?;
+        let power = seat.inspect().await?.map(|actual| actual.power);
+        Ok((seat, power))
+    };
+    let (seat, power) = until_safe_point(&cancel, look).await?;
+    match power {
         None | Some(Power::Off | Power::Saved) => {
             told.feed.notice(Level::Info, format!("{name} is off"));
             return Ok(());
         }
         Some(_) => {}
     }
-    let grace = Stop::Graceful(session.machines.patience_of(machine).await?.limit(GRACE));
+    let patience = until_safe_point(&cancel, session.machines.patience_of(machine)).await?;
+    let grace = Stop::Graceful(patience.limit(GRACE));
     let stop = async |feed: &Feed| {
-        seat.hypervisor.stop(&*seat.host, &seat.machine.spec, grace, feed).await?;
+        // A guest that was asked goes on shutting down though nobody waits for it any more.
+        let stopped = seat.hypervisor.stop(&*seat.host, &seat.machine.spec, grace, feed);
+        until_safe_point(&cancel, stopped).await?;
         // Another guest may have its name now.
         if session.machines.blueprint().known(name)? == machine {
             ledger.stopped(name).await?;

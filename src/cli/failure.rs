@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::output;
 use crate::error::{Error, Kind};
-use crate::event::Failure;
+use crate::event::{Failure, printable};
 
 /// What `--json` answers instead of a result.
 #[derive(Serialize)]
@@ -23,11 +23,11 @@ pub(crate) fn tell(error: &Error, json: bool) -> ExitCode {
     let told = if json {
         output::print_json(&Answer { schema: 1, error: error.into() })
     } else {
-        eprint_quietly(&styled(&error.report()));
+        output::eprint(&styled(&printable(&error.report())));
         Ok(())
     };
     if let Err(also) = told {
-        eprint_quietly(&styled(&also.report()));
+        output::eprint(&styled(&printable(&also.report())));
     }
     ExitCode::from(error.kind().exit_code())
 }
@@ -81,10 +81,4 @@ fn styled(report: &str) -> String {
         out.push('\n');
     }
     out
-}
-
-/// Writes to stderr; if that is closed, there is nobody to tell.
-fn eprint_quietly(text: &str) {
-    use std::io::Write as _;
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

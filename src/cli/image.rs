@@ -11,6 +11,7 @@ use url::Url;
 
 use super::session::Told;
 use super::{Globals, output};
+use crate::engine::until_safe_point;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::image::build::mirror::Mirror;
@@ -237,7 +238,9 @@ async fn watched<T>(
     let cancel = told.cancel();
     let done = told
         .feed
-        .step("image", &title, "asked for", async |feed: &Feed| work(feed, &cancel).await)
+        .step("image", &title, "asked for", async |feed: &Feed| {
+            until_safe_point(&cancel, work(feed, &cancel)).await
+        })
         .await;
     told.end();
     done

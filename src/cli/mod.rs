@@ -4,6 +4,7 @@
 //! one, add its module here, its variant to [`args::Command`], and its line to [`dispatch`]. Results go
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
+mod agree;
 mod args;
 mod ask;
 mod bundle;
@@ -89,5 +90,8 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
         .enable_all()
         .build()
         .map_err(|error| Error::from(error).context("nestlab cannot start its threads"))?;
-    Ok(runtime.block_on(work))
+    let done = runtime.block_on(work);
+    // What was dropped while a thread of its own was at it, such as the copy of a disk, is not waited for.
+    runtime.shutdown_background();
+    Ok(done)
 }

@@ -7,9 +7,11 @@ use camino::Utf8PathBuf;
 use super::session::Session;
 use super::{Globals, output};
 use crate::error::Result;
-use crate::event::Feed;
 use crate::host::Command;
 use crate::recipe::LabName;
+
+/// The most bytes that a picture has, which comes from a host that may be hostile.
+const MOST_BYTES: usize = 48 << 20;
 
 /// Write a PNG of a guest's screen
 #[derive(Debug, clap::Args)]
@@ -33,9 +35,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let file = args.file.unwrap_or_else(|| format!("{}.png", args.guest).into());
     let there = seat.machine.spec.directory.join("screen.png");
     seat.hypervisor.screenshot(&*seat.host, &seat.machine.spec, &there).await?;
-    let got = seat.host.get(&there, &file, &Feed::silent()).await;
+    let got = seat.host.read(&there, MOST_BYTES).await;
     seat.host.check(&Command::new("rm").args(["-f", "--", there.as_str()])).await?;
-    got?;
+    fs_err::write(&file, got?)?;
     output::print(&format!("{file}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,9 @@ use crate::event::printable;
 use crate::host::{Command, StdStream};
 use crate::recipe::LabName;
 
+/// How much of a line is waited for; a guest may write without ever ending one.
+const LONGEST_LINE: usize = 64 << 10;
+
 /// Show a guest's serial console, and follow it
 ///
 /// Escape sequences are taken out: what a guest writes cannot drive your terminal. Ctrl-C ends it.
@@ -46,13 +49,46 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(if exit.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Shows whole lines; the rest waits in `line`. A reader that hung up is no error.
+/// Shows what there is in whole lines. A reader that hung up is no error.
 fn show(line: &mut Vec<u8>, bytes: &[u8]) {
-    line.extend_from_slice(bytes);
-    let Some(end) = line.iter().rposition(|byte| *byte == b'\n') else { return };
-    let rest = line.split_off(end + 1);
-    let whole = std::mem::replace(line, rest);
+    let Some(text) = to_show(line, bytes) else { return };
     let mut stdout = std::io::stdout().lock();
-    let text = printable(&String::from_utf8_lossy(&whole));
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Returns the whole lines in `line` and the `bytes` behind it; what follows them waits in `line`, where it is
+/// not longer than a line may be.
+fn to_show(line: &mut Vec<u8>, bytes: &[u8]) -> Option<String> {
+    line.extend_from_slice(bytes);
+    let end = match line.iter().rposition(|byte| *byte == b'\n') {
+        Some(end) => end + 1,
+        None if line.len() > LONGEST_LINE => line.len(),
+        None => return None,
+    };
+    let rest = line.split_off(end);
+    let whole = std::mem::replace(line, rest);
+    Some(printable(&String::from_utf8_lossy(&whole)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_shown_whole_however_they_come() {
+        let mut line = Vec::new();
+        assert_eq!(to_show(&mut line, b"one\ntwo\nth").as_deref(), Some("one\ntwo\n"));
+        assert_eq!(to_show(&mut line, b"r\x1b["), None);
+        assert_eq!(to_show(&mut line, b"2Jee\n").as_deref(), Some("three\n"));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_shown_in_pieces_and_never_kept_whole() {
+        let (mut line, mut shown) = (Vec::new(), 0);
+        for _ in 0..1000 {
+            shown += to_show(&mut line, &[b'x'; 1024]).unwrap_or_default().len();
+            assert!(line.len() <= LONGEST_LINE);
+        }
+        assert_eq!(shown + line.len(), 1000 * 1024);
+    }
 }

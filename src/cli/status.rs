@@ -16,6 +16,7 @@ use crate::hypervisor::{Actual, Power, Probe};
 use crate::lab::{Lab, Labs, Status};
 use crate::plan::{Blueprint, Machine, Seat, recovery};
 use crate::recipe::LabName;
+use crate::report::words::one_line;
 
 /// How long a host may take to tell of one guest, on bare metal.
 const ONE_LOOK: Duration = Duration::from_secs(30);
@@ -256,7 +257,7 @@ fn text(lab: &LabView) -> String {
         out.push_str("  nothing of it was built yet\n");
     }
     for guest in &lab.guests {
-        let state = match guest.state.as_str() {
+        let state = match one_line(&guest.state).as_str() {
             "running" if guest.ready => style("up".to_owned()).green(),
             "running" => style("running".to_owned()).yellow(),
             other => style(other.to_owned()).red(),
@@ -279,7 +280,7 @@ fn text(lab: &LabView) -> String {
         out.push('\n');
         for drift in &guest.drift {
             let actual = drift.actual.as_deref().unwrap_or("none");
-            let line = format!("{}: {actual} → {}", drift.setting, drift.wanted);
+            let line = one_line(&format!("{}: {actual} → {}", drift.setting, drift.wanted));
             let _ = writeln!(out, "{indent}  {}", style(line).yellow());
         }
     }

@@ -28,5 +28,5 @@ pub use check::check;
 pub use removal::{Removal, remove, remove_all};
 pub use retry::Retry;
 pub use run::{Options, Summary, run};
-pub use signals::{Running, Signals};
+pub use signals::{Running, Signals, until_safe_point};
 pub use state::State;

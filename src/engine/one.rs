@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::retry::{self, Retry};
+use super::signals::until_safe_point;
 use super::state::{Signal, State};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Failure, Level, millis};
@@ -96,12 +97,12 @@ impl One {
 
     /// Looks at the world, and keeps `if_right` in the journal if it is as it should be.
     async fn look(&mut self, if_right: Entry) -> Signal {
-        match self.check().await {
-            Ok(Check::Satisfied) => {
+        match self.check().await.and_then(Check::into_why) {
+            Ok(None) => {
                 let kept = self.journal.append(if_right).await;
                 self.or_problem(kept, Signal::FoundRight).await
             }
-            Ok(Check::Needed(why) | Check::Unknown(why)) => {
+            Ok(Some(why)) => {
                 if self.state == State::Verifying {
                     self.error = Some(still_wrong(&*self.step, &why));
                 }
@@ -140,7 +141,7 @@ impl One {
 
     async fn apply(&mut self) -> Signal {
         let applied = match self.context.proceed() {
-            Ok(()) => self.step.apply(&self.context).await,
+            Ok(()) => until_safe_point(&self.context.cancel, self.step.apply(&self.context)).await,
             Err(stopped) => Err(stopped),
         };
         self.or_problem(applied, Signal::Applied).await

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio_util::sync::CancellationToken;
 
+use super::until_safe_point;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::lab::{Entry, Journal, Resource};
@@ -67,7 +68,7 @@ pub async fn remove(
             continue;
         }
         let inside = inside_of(&resource, &waiting);
-        match remove_one(journal, remover, &resource, &inside, feed).await {
+        match remove_one(journal, remover, &resource, &inside, feed, cancel).await {
             Ok(()) => {
                 waiting.retain(|resource| !inside.contains(resource));
                 removal.removed.extend(inside);
@@ -100,9 +101,10 @@ async fn remove_one(
     resource: &Resource,
     inside: &[Resource],
     feed: &Feed,
+    cancel: &CancellationToken,
 ) -> Result<()> {
     let (step, title) = (format!("remove/{resource}"), format!("remove {resource}"));
-    let remove = async |feed: &Feed| remover.remove(resource, feed).await;
+    let remove = async |feed: &Feed| until_safe_point(cancel, remover.remove(resource, feed)).await;
     feed.step(&step, &title, "the lab made it", remove).await?;
     // The VM comes last: as long as it is recorded, what is recorded inside of it can be removed with it.
     for gone in inside.iter().chain([resource]) {

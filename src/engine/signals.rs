@@ -5,12 +5,37 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Feed, Level};
+
+/// How long work goes on that is to end, where it does not come to a safe point by itself.
+const TO_A_SAFE_POINT: Duration = Duration::from_secs(5);
+
+/// Runs `work` to its end, or drops it a while after `cancel` has fired. For work that survives being cut off
+/// anywhere, as all does that nestlab itself would survive being killed in.
+///
+/// # Errors
+/// Those of `work`; [`Kind::Interrupted`] if it was dropped.
+pub async fn until_safe_point<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = cancel.cancelled() => {}
+    }
+    tokio::time::timeout(TO_A_SAFE_POINT, work).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::Interrupted, "interrupted")
+            .hint("run the same command again: it goes on where it was stopped"))
+    })
+}
 
 /// The steps that run now, from the events.
 #[derive(Debug, Clone, Default)]
@@ -122,6 +147,21 @@ fn stopping(titles: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn work_that_does_not_end_by_itself_is_dropped_once_it_is_to_end() {
+        let cancel = CancellationToken::new();
+        let done = until_safe_point(&cancel, async { Ok(1) }).await;
+        assert_eq!(done.expect("is not to end"), 1);
+        cancel.cancel();
+        let done = until_safe_point(&cancel, async {
+            tokio::task::yield_now().await;
+            Ok(2)
+        });
+        assert_eq!(done.await.expect("comes to its end"), 2);
+        let error = until_safe_point::<()>(&cancel, std::future::pending()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Interrupted);
+    }
 
     #[test]
     fn what_is_being_finished_is_named() {

@@ -32,6 +32,15 @@ use crate::event::Feed;
 /// The most bytes that `run` keeps of either output.
 const MOST_OUTPUT: usize = 64 << 20;
 
+/// How much is kept of what a program complains of, which is more than an error shows.
+const TAIL: usize = 16 << 10;
+
+/// Adds `bytes` to `tail`, which keeps no more than its last [`TAIL`] bytes.
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    tail.drain(..tail.len().saturating_sub(TAIL));
+}
+
 /// An address to connect to, as the host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -115,10 +124,20 @@ impl dyn Host + '_ {
     /// As [`Host::run_streaming`], and [`Kind::Failed`](crate::Kind) once it has written more than
     /// 64 MiB: what is kept in memory, a guest must not fill.
     pub async fn run(&self, command: &Command) -> Result<Output> {
+        self.run_watched(command, &mut |_, _| {}).await
+    }
+
+    /// Runs `command` as [`run`](<dyn Host>::run) does, and lets `watch` see the output as it comes.
+    pub(crate) async fn run_watched(
+        &self,
+        command: &Command,
+        watch: OnOutput<'_>,
+    ) -> Result<Output> {
         let mut stdout = Vec::new();
         let mut stderr = Vec::new();
         let flooded = CancellationToken::new();
         let mut keep = |stream, bytes: &[u8]| {
+            watch(stream, bytes);
             let kept = match stream {
                 StdStream::Out => &mut stdout,
                 StdStream::Err => &mut stderr,
@@ -144,6 +163,21 @@ impl dyn Host + '_ {
             .on(self.name())
             .tried(command.argv().iter().cloned())),
         }
+    }
+
+    /// Returns the bytes of the file `path`.
+    ///
+    /// # Errors
+    /// As [`check`](<dyn Host>::check), and [`Kind::Failed`](crate::Kind) if it has more than `most` bytes,
+    /// of which no more are read.
+    pub(crate) async fn read(&self, path: &Utf8Path, most: usize) -> Result<Vec<u8>> {
+        let head = Command::new("head").args(["-c", &(most + 1).to_string(), "--", path.as_str()]);
+        let bytes = self.check(&head).await?.stdout;
+        if bytes.len() > most {
+            let message = format!("{path} has more than {} MiB", most >> 20);
+            return Err(Error::failed(message).on(self.name()));
+        }
+        Ok(bytes)
     }
 
     /// Runs `command`; anything but exit code 0 is a [`Kind::Failed`](crate::Kind) error that names

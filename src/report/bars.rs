@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Report;
+use super::echo::Hidden;
 use super::row::Row;
 use super::tell::Tell;
 use crate::event::{Event, Progress};
@@ -25,6 +26,8 @@ pub struct Bars {
     /// Steps that have ended: what is still told of their progress comes too late.
     ended: BTreeSet<String>,
     left: bool,
+    /// Dropped when the terminal is left.
+    hidden: Option<Hidden>,
 }
 
 /// Asks for the terminal's width in columns; it may change at any time.
@@ -40,13 +43,14 @@ impl Bars {
     /// Returns bars on standard error.
     pub fn on_stderr(tell: Tell) -> Self {
         let width = || usize::from(console::Term::stderr().size().1);
-        Bars::on(ProgressDrawTarget::stderr(), tell, Arc::new(width), Some(TICK))
+        let bars = Bars::on(ProgressDrawTarget::stderr(), tell, Arc::new(width), Some(TICK));
+        Bars { hidden: Hidden::begin(), ..bars }
     }
 
     fn on(target: ProgressDrawTarget, tell: Tell, width: Width, tick: Option<Duration>) -> Self {
         let multi = MultiProgress::with_draw_target(target);
         let (running, ended) = (BTreeMap::new(), BTreeSet::new());
-        Bars { multi, tell, width, tick, running, ended, left: false }
+        Bars { multi, tell, width, tick, running, ended, left: false, hidden: None }
     }
 
     fn begin(&mut self, step: &str, title: &str) {
@@ -127,12 +131,13 @@ impl Report for Bars {
         }
         if let Some(line) = self.tell.line(event) {
             // A terminal that is gone is not a reason to stop.
-            let _ = self.multi.println(line);
+            let _ = self.multi.println(self.tell.paint.printable(&line));
         }
     }
 
     fn leave(&mut self) {
         self.left = true;
+        self.hidden = None;
         for running in std::mem::take(&mut self.running).into_values() {
             running.bar.finish_and_clear();
         }

@@ -36,7 +36,8 @@ impl Line {
 
     /// Returns the line as JSON, with its end.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("an event is plain data") + "\n"
+        let json = serde_json::to_string(self).expect("an event is plain data");
+        crate::event::printable_json(&json) + "\n"
     }
 }
 

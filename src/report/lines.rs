@@ -44,6 +44,7 @@ impl<W: Write + Send> Lines<W> {
     }
 
     fn write(&mut self, line: &str) {
+        let line = self.tell.paint.printable(line);
         // A reader that has gone away is not a reason to stop.
         let _ = writeln!(self.out, "{line}");
         let _ = self.out.flush();

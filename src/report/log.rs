@@ -9,11 +9,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::json::Line;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Event, Progress};
+use crate::event::{Event, Level, Progress};
 use crate::lab::numbered::Numbered;
 
 /// How many logs are kept; an older one goes when a new one is made.
 const KEPT: usize = 30;
+
+/// How much of what programs write a log keeps, in bytes; what a guest says must not fill the disk.
+const MOST_OUTPUT: usize = 64 << 20;
 
 /// The ending of a log's name.
 const ENDING: &str = ".log.jsonl";
@@ -23,6 +26,8 @@ const ENDING: &str = ".log.jsonl";
 pub struct RunLog {
     file: File,
     path: Utf8PathBuf,
+    /// How much of [`MOST_OUTPUT`] is left; `None` once it was said that there is no more.
+    room: Option<usize>,
 }
 
 impl RunLog {
@@ -34,7 +39,7 @@ impl RunLog {
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(
                 |error| Error::new(Kind::Io, format!("{path} cannot be made")).because(error),
             )?;
-        Ok(RunLog { file, path })
+        Ok(RunLog { file, path, room: Some(MOST_OUTPUT) })
     }
 
     /// Returns where it lies.
@@ -48,7 +53,18 @@ impl RunLog {
         if matches!(event, Event::StepProgress { progress, .. } if count(progress)) {
             return Ok(());
         }
-        self.file.write_all(Line::now(event.clone()).to_json().as_bytes())
+        let line = Line::now(event.clone()).to_json();
+        if matches!(event, Event::StepOutput { .. } | Event::StepProgress { .. }) {
+            let Some(room) = self.room else { return Ok(()) };
+            self.room = room.checked_sub(line.len());
+            if self.room.is_none() {
+                let text =
+                    format!("more than {} MiB were said, and no more is kept", MOST_OUTPUT >> 20);
+                let notice = Event::Notice { level: Level::Warning, text };
+                return self.file.write_all(Line::now(notice).to_json().as_bytes());
+            }
+        }
+        self.file.write_all(line.as_bytes())
     }
 }
 
@@ -132,6 +148,24 @@ mod tests {
         let two = RunLog::create(&directory, "down").expect("makes");
         let logs = list(&directory).expect("lists");
         assert_eq!(logs[KEPT - 2..], [one.path(), two.path()]);
+    }
+
+    #[test]
+    fn a_program_that_says_too_much_fills_no_disk_and_hides_nothing_that_happens() {
+        let (_keep, directory) = scratch();
+        let mut log = RunLog::create(&directory, "up").expect("makes");
+        log.room = Some(1 << 10);
+        let line = Event::StepOutput { step: "l1/upgrade".into(), line: "x".repeat(100) };
+        for _ in 0..100 {
+            log.write(&line).expect("writes");
+        }
+        let done = Event::StepDone { step: "l1/upgrade".into(), title: "t".into(), millis: 1 };
+        log.write(&done).expect("writes");
+        assert!(std::fs::metadata(log.path()).expect("is there").len() < 2 << 10);
+        let mut events = read(log.path()).expect("reads");
+        assert_eq!(events.pop().map(|line| line.event), Some(done));
+        let last = events.pop().expect("what was said before").event;
+        assert!(matches!(last, Event::Notice { level: Level::Warning, .. }), "{last:?}");
     }
 
     #[test]

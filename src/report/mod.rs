@@ -15,6 +15,7 @@
 //! wrote it.
 
 pub mod bars;
+mod echo;
 pub mod json;
 pub mod lines;
 pub mod log;

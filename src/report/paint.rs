@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::event::{printable, printable_in_color};
+
 /// Whether to color.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Color {
@@ -34,6 +36,11 @@ impl Paint {
     /// Returns a paint that colors or not.
     pub fn new(colors: bool) -> Self {
         Paint(colors)
+    }
+
+    /// Returns `text`, a line or several, with nothing in it that could drive a terminal but these colors.
+    pub(crate) fn printable(self, text: &str) -> String {
+        if self.0 { printable_in_color(text) } else { printable(text) }
     }
 
     fn paint(self, text: impl Display, style: console::Style) -> String {

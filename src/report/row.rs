@@ -33,17 +33,16 @@ impl Row {
         let took = words::duration(self.elapsed);
         let title = one_line(&self.title);
         let fixed = 2 + measure_text_width(&title) + 2 + took.len();
-        let room = width.saturating_sub(fixed + 2);
-        let middle = self.forms(room).into_iter().find(|form| measure_text_width(form) <= room);
-        match middle.filter(|form| !form.is_empty()) {
-            Some(middle) => {
-                format!("{} {title}  {middle}  {}", paint.moving(spinner), paint.faint(took))
+        let forms = self.forms(width.saturating_sub(fixed + 2));
+        let middles = forms.iter().filter(|form| !form.is_empty()).map(|form| format!("  {form}"));
+        for middle in middles.chain([String::new()]) {
+            // A whole row is not always as wide as its parts: a mark may combine with what stands before it.
+            if measure_text_width(&format!("{spinner} {title}{middle}  {took}")) <= width {
+                let (spinner, took) = (paint.moving(spinner), paint.faint(took));
+                return format!("{spinner} {title}{middle}  {took}");
             }
-            None if fixed <= width => {
-                format!("{} {title}  {}", paint.moving(spinner), paint.faint(took))
-            }
-            None => truncate_str(&format!("{spinner} {title}"), width, "…").into_owned(),
         }
+        shortened(&format!("{spinner} {title}"), width)
     }
 
     /// What can be said of the progress, the richest first; the last is at most `room` wide.
@@ -105,7 +104,15 @@ fn cut(text: &str, room: usize) -> String {
     if room < 8 && measure_text_width(text) > room {
         return String::new();
     }
-    truncate_str(text, room, "…").into_owned()
+    shortened(text, room)
+}
+
+/// Returns `text`, cut so that it takes at most `width` columns.
+fn shortened(text: &str, width: usize) -> String {
+    let mut short = truncate_str(text, width, "…").into_owned();
+    // It is cut by the widths of single characters, and some are wider together.
+    while measure_text_width(&short) > width && short.pop().is_some() {}
+    short
 }
 
 fn bar(done: u64, total: u64) -> String {
@@ -169,6 +176,31 @@ mod tests {
             "\\ fetch kicksecure-lxqt  waiting for SSH: no banner yet  1 min 35 s"
         );
         assert_eq!(drawn(doing, 50), "\\ fetch kicksecure-lxqt  waiting for …  1 min 35 s");
+    }
+
+    #[test]
+    fn a_mark_without_a_width_does_not_count_as_what_fits_where_nothing_does() {
+        let row = Row {
+            title: String::new(),
+            progress: Some(Progress::Doing { what: "\u{a4b}".into() }),
+            rate: None,
+            elapsed: Duration::ZERO,
+        };
+        let drawn = row.draw(1, Paint::new(false));
+        assert!(measure_text_width(&drawn) <= 1, "{drawn:?}");
+    }
+
+    #[test]
+    fn characters_that_are_wider_together_are_cut_as_they_are_shown() {
+        for title in
+            ["\u{260e}\u{fe0f}".repeat(9), "\u{1f1e9}\u{1f1ea}".repeat(9), "e\u{301}".repeat(9)]
+        {
+            for width in 1..30 {
+                let row = Row { title: title.clone(), ..row(None) };
+                let drawn = row.draw(width, Paint::new(false));
+                assert!(measure_text_width(&drawn) <= width, "{drawn:?} in {width}");
+            }
+        }
     }
 
     proptest! {

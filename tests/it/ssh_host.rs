@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use camino::Utf8Path;
+
 use crate::support::dropbear::Dropbear;
 use crate::support::sshd::{Sshd, is_alive, kill_group, until, user};
 use nestlab::Kind;
@@ -17,6 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 fn shell(script: &str) -> Command {
     Command::new("sh").args(["-c", script])
+}
+
+/// Returns a command that is silent, is deaf to SIGTERM, and writes its process id to `note`. Nobody waits for
+/// its first word: on a busy machine its limit of silence may be over by then.
+fn stubborn(note: &Utf8Path) -> Command {
+    shell(r#"trap '' TERM; echo "$$" >"$0"; while :; do sleep 1000; done"#).arg(note.as_str())
+}
+
+/// Returns the process id in `note`, if the command came that far.
+fn noted(note: &Utf8Path) -> Option<u32> {
+    std::fs::read_to_string(note).ok()?.trim().parse().ok()
 }
 
 #[tokio::test]
@@ -240,18 +253,11 @@ async fn a_dropped_command_is_ended_on_the_other_side_with_its_children() {
 #[tokio::test]
 async fn silence_beyond_the_limit_ends_the_command_on_the_other_side() {
     let sshd = Sshd::start(&[]);
-    let command = shell("echo $$; trap '' TERM; while :; do sleep 1000; done");
-    let command = command.silence(Duration::from_secs(2));
-    let mut said = Vec::new();
-    let error = sshd
-        .host()
-        .run_streaming(&command, &mut |_, bytes| said.extend_from_slice(bytes))
-        .await
-        .unwrap_err();
+    let command = stubborn(&sshd.path("pid")).silence(Duration::from_secs(2));
+    let error = sshd.host().run(&command).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Failed);
     assert!(error.message().contains("wrote nothing"), "{error}");
-    let pid = String::from_utf8(said).unwrap().trim().parse().unwrap();
-    until(|| !is_alive(pid)).await;
+    until(|| noted(&sshd.path("pid")).is_none_or(|pid| !is_alive(pid))).await;
 }
 
 #[tokio::test]
@@ -557,17 +563,10 @@ async fn an_appliance_with_dropbear_and_busybox_is_as_good_a_host() {
 async fn an_appliance_ends_what_is_silent_or_dropped() {
     let dropbear = Dropbear::start();
     let host = dropbear.host();
-    let command = shell("echo $$; trap '' TERM; while :; do sleep 1000; done");
-    let mut said = Vec::new();
-    let error = host
-        .run_streaming(&command.silence(Duration::from_secs(1)), &mut |_, bytes| {
-            said.extend_from_slice(bytes);
-        })
-        .await
-        .unwrap_err();
+    let command = stubborn(&dropbear.path("pid")).silence(Duration::from_secs(1));
+    let error = host.run(&command).await.unwrap_err();
     assert!(error.message().contains("wrote nothing"), "{error:?}");
-    let pid = String::from_utf8(said).unwrap().trim().parse().unwrap();
-    until(|| !is_alive(pid)).await;
+    until(|| noted(&dropbear.path("pid")).is_none_or(|pid| !is_alive(pid))).await;
 }
 
 #[tokio::test]

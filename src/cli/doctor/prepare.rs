@@ -1,6 +1,6 @@
 //! Asking before `--prepare-host` changes anything.
 
-use crate::cli::ask;
+use crate::cli::{ask, output};
 use crate::error::Result;
 use crate::host::quote;
 use crate::preflight::prepare::Proposal;
@@ -12,14 +12,14 @@ use crate::preflight::prepare::Proposal;
 /// As [`ask::yes`].
 pub(super) fn agreed(proposals: &[Proposal], is_root: bool, yes: bool) -> Result<bool> {
     if proposals.is_empty() {
-        eprintln!("Nothing to prepare: what can be done safely is done.");
+        output::eprint("Nothing to prepare: what can be done safely is done.\n");
         return Ok(false);
     }
-    eprintln!("To prepare this machine:");
+    output::eprint("To prepare this machine:\n");
     for proposal in proposals {
-        eprintln!("  {}", proposal.title);
+        output::eprint(&format!("  {}\n", proposal.title));
         for command in &proposal.commands {
-            eprintln!("    $ {}", quote::display(&command.argv_on(is_root)));
+            output::eprint(&format!("    $ {}\n", quote::display(&command.argv_on(is_root))));
         }
     }
     if yes {
@@ -31,6 +31,6 @@ pub(super) fn agreed(proposals: &[Proposal], is_root: bool, yes: bool) -> Result
 /// Tells what the user must do afterwards.
 pub(super) fn tell_afterwards(proposals: &[Proposal]) {
     for afterwards in proposals.iter().filter_map(|proposal| proposal.afterwards.as_ref()) {
-        eprintln!("Then {afterwards}.");
+        output::eprint(&format!("Then {afterwards}.\n"));
     }
 }

@@ -67,12 +67,18 @@ pub(super) async fn discard(site: Site<'_>, command: &Command) -> Result<()> {
 }
 
 fn job_of(site: Site<'_>, command: &Command) -> JobSpec {
-    let words = Sha256::digest(command.argv().join("\0"));
     JobSpec {
-        id: format!("{}-{}", command.argv()[0], hex::encode(&words[..8])),
+        id: job_id(command),
         command: command.clone(),
         directory: if site.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
     }
+}
+
+/// Returns the id of the job that runs `command`: the same for the same arguments, and for these alone, since
+/// a job is taken up again by its id.
+fn job_id(command: &Command) -> String {
+    let words = Sha256::digest(command.argv().join("\0"));
+    format!("{}-{}", command.argv()[0], hex::encode(&words[..8]))
 }
 
 /// Reads what apt and dpkg write, line by line as it comes, and tells how far they are.
@@ -119,7 +125,7 @@ impl<'a> Reader<'a> {
             Status::Failure { package, message } => {
                 let line = format!("{package}: {message}");
                 self.text(&line);
-                self.troubles.push(Trouble { cause: Cause::Package, line });
+                self.trouble(Trouble { cause: Cause::Package, line });
             }
         }
     }
@@ -136,12 +142,21 @@ impl<'a> Reader<'a> {
             let what = format!("building {} with DKMS", crate::event::printable(module));
             self.feed.item(self.done, self.packages(), what);
         }
-        self.troubles.extend(Trouble::of(line));
+        if let Some(trouble) = Trouble::of(line) {
+            self.trouble(trouble);
+        }
         if self.tail.len() == KEPT {
             self.tail.pop_front();
         }
         self.tail.push_back(line.to_owned());
         self.feed.line(line);
+    }
+
+    /// Keeps the first trouble of each cause; no more is told of.
+    fn trouble(&mut self, trouble: Trouble) {
+        if self.troubles.iter().all(|known| known.cause != trouble.cause) {
+            self.troubles.push(trouble);
+        }
     }
 
     fn end(self, command: Command, exit: Exit) -> Transcript {
@@ -218,6 +233,21 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
                 "1/2 Installed nl-one",
             ]
         );
+    }
+
+    #[test]
+    fn a_command_takes_up_the_job_of_the_same_arguments_and_no_other() {
+        let apt = |args: &[&str]| job_id(&Command::new("apt-get").args(args.to_vec()));
+        let install = apt(&["install", "virtualbox"]);
+        assert!(install.starts_with("apt-get-"), "{install}");
+        assert_eq!(install, apt(&["install", "virtualbox"]));
+        for other in [&["install", "qemu"][..], &["install"], &["install virtualbox"], &["update"]]
+        {
+            assert_ne!(install, apt(other), "{other:?}");
+        }
+        // A limit and an environment are no other job: the one that runs is gone on with.
+        let command = Command::new("apt-get").args(["install", "virtualbox"]);
+        assert_eq!(job_id(&command.silence(std::time::Duration::from_secs(1))), install);
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Sign {
             Sign::Ssh => ssh(site).await,
             Sign::Serial(serial) => serial.look(outside).await,
             Sign::GuestAdditions => guest_additions(outside).await,
-            Sign::Screen(screen) => screen.look(site, outside).await,
+            Sign::Screen(screen) => screen.look(outside).await,
         }
     }
 }

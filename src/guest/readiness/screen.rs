@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::{Evidence, Look, Outside, trouble};
 use crate::error::{Error, Result};
-use crate::guest::Site;
 
 /// How long a picture must stay, on bare metal.
 pub(super) const STEADY: Duration = Duration::from_secs(20);
@@ -22,6 +21,9 @@ const MOST_BYTES: usize = 7680 * 4320 * 4;
 
 /// The pixels of VGA's text mode, in which firmwares, GRUB and a kernel without a driver for its screen write.
 const TEXT_MODE: (u32, u32) = (720, 400);
+
+/// The most bytes of a PNG that are read: more than what a screen of 4K takes that does not compress at all.
+const MOST_PNG: usize = 48 << 20;
 
 const COLUMNS: usize = 32;
 const ROWS: usize = 24;
@@ -102,14 +104,10 @@ impl Screen {
         Screen { steady, last: None, since: Instant::now(), changes: 0, trouble: None }
     }
 
-    pub(super) async fn look(&mut self, site: Site<'_>, outside: Outside<'_>) -> Result<Look> {
+    pub(super) async fn look(&mut self, outside: Outside<'_>) -> Result<Look> {
         let remote = outside.spec.directory.join("readiness.png");
         outside.hypervisor.screenshot(outside.host, outside.spec, &remote).await?;
-        let folder = tempfile::tempdir()?;
-        let local = camino::Utf8PathBuf::try_from(folder.path().join("screen.png"))
-            .map_err(|error| Error::internal(error.to_string()))?;
-        outside.host.get(&remote, &local, site.feed).await?;
-        let picture = Picture::decode(&fs_err::read(&local)?)?;
+        let picture = Picture::decode(&outside.host.read(&remote, MOST_PNG).await?)?;
         let text = match (picture.width, picture.height) {
             TEXT_MODE => outside.hypervisor.screen_text(outside.host, outside.spec).await?,
             _ => None,

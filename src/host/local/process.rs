@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 
+use super::keeper::Kept;
 use crate::error::{Error, Result};
 use crate::host::{Command, Exit, OnOutput, StdStream, program};
 
@@ -165,17 +166,20 @@ fn exit(status: ExitStatus) -> Exit {
 struct Group {
     leader: Option<Pid>,
     elevated: bool,
+    kept: Option<Kept>,
 }
 
 impl Group {
     fn of(child: &Child, elevated: bool) -> Self {
         let leader = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        Group { leader, elevated }
+        let kept = leader.map(|leader| Kept::new(leader, elevated));
+        Group { leader, elevated, kept }
     }
 
     /// Lets the group go: its leader has ended, and what it started may stay.
     fn leave(&mut self) {
         self.leader = None;
+        self.kept = None;
     }
 
     /// Asks the group to end, and kills it after [`GRACE`].

@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use camino::Utf8Path;
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::Ssh;
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
-use crate::host::{Command, StdStream};
+use crate::host::{Command, StdStream, keep_tail};
 
 /// Writes standard input to `$2`, and makes it `$1` with the mode `$4` if it has `$3` bytes. A
 /// connection that drops looks like the end of the input: then the size is wrong.
@@ -31,32 +31,26 @@ const GET: &str = r#"size=$(stat -L -c %s -- "$1") || exit
 echo "$size"
 exec head -c "$size" -- "$1""#;
 
-/// What has been sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sent {
-    /// Its size.
-    pub(super) bytes: u64,
-    /// Its SHA-256, of the bytes that were sent.
-    pub(super) sha256: [u8; 32],
-}
+/// The most bytes of the line that tells a file's size: the digits of the largest one, and some spaces.
+const HEADER: usize = 32;
 
-/// Sends the local file `from` to `to`.
+/// Sends the local file `from` to `to`. SSH proves each packet, and the size proves that all of them came.
 pub(super) async fn put(
     ssh: &Ssh,
     from: &Utf8Path,
     to: &Utf8Path,
     mode: u32,
     feed: &Feed,
-) -> Result<Sent> {
+) -> Result<()> {
     let file = fs_err::tokio::File::open(from).await?;
     let size = file.metadata().await?.len();
     let part = format!("{to}.{}.part", uuid::Uuid::new_v4().simple());
     let command = Command::new("sh").args(["-c", PUT, "sh", to.as_str(), &part]);
     let command = command.arg(size.to_string()).arg(format!("{mode:o}"));
     let mut errors = Vec::new();
-    let mut sending = Sending { file, size, sent: 0, digest: Sha256::new(), feed };
+    let mut sending = Sending { file, size, sent: 0, feed };
     let process = ssh.start(&command).await?;
-    let mut on_output = |_: StdStream, bytes: &[u8]| errors.extend_from_slice(bytes);
+    let mut on_output = |_: StdStream, bytes: &[u8]| keep_tail(&mut errors, bytes);
     let exit = process.follow(&command, &mut sending, &mut on_output).await?;
     if !exit.success() {
         let message = format!("{from} could not be written to {to}: {exit}");
@@ -65,15 +59,14 @@ pub(super) async fn put(
     if sending.sent != size {
         return Err(Error::failed(format!("{from} changed while it was being sent")));
     }
-    Ok(Sent { bytes: size, sha256: sending.digest.finalize().into() })
+    Ok(())
 }
 
-/// A file on its way out, counted and hashed.
+/// A file on its way out, counted.
 struct Sending<'a> {
     file: fs_err::tokio::File,
     size: u64,
     sent: u64,
-    digest: Sha256,
     feed: &'a Feed,
 }
 
@@ -85,15 +78,14 @@ impl AsyncRead for Sending<'_> {
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.file).poll_read(context, buffer))?;
-        let read = &buffer.filled()[before..];
-        self.sent += read.len() as u64;
-        self.digest.update(read);
+        self.sent += (buffer.filled().len() - before) as u64;
         self.feed.bytes(self.sent, Some(self.size));
         Poll::Ready(Ok(()))
     }
 }
 
-/// Fetches the file `from` to the local path `to`, which appears whole or not at all.
+/// Fetches the file `from` to the local path `to`, which appears whole or not at all; no more of it is written
+/// than the other side has said that there is.
 pub(super) async fn get(ssh: &Ssh, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
     let command = Command::new("sh").args(["-c", GET, "sh", from.as_str()]);
     let directory = to.parent().filter(|parent| !parent.as_str().is_empty());
@@ -104,13 +96,23 @@ pub(super) async fn get(ssh: &Ssh, from: &Utf8Path, to: &Utf8Path, feed: &Feed) 
         .map_err(|cause| unwritable(to, &cause))?;
     let mut receiving = Receiving::new(part.as_file(), feed);
     let mut errors = Vec::new();
+    let in_vain = CancellationToken::new();
     let process = ssh.start(&command).await?;
     let mut on_output = |stream: StdStream, bytes: &[u8]| match stream {
-        StdStream::Out => receiving.take(bytes),
-        StdStream::Err => errors.extend_from_slice(bytes),
+        StdStream::Out => {
+            receiving.take(bytes);
+            if receiving.failed.is_some() {
+                in_vain.cancel();
+            }
+        }
+        StdStream::Err => keep_tail(&mut errors, bytes),
     };
-    let exit = process.follow(&command, tokio::io::empty(), &mut on_output).await?;
-    if !exit.success() {
+    let exit = tokio::select! {
+        biased;
+        () = in_vain.cancelled() => None,
+        exit = process.follow(&command, tokio::io::empty(), &mut on_output) => Some(exit?),
+    };
+    if let Some(exit) = exit.filter(|exit| !exit.success()) {
         return Err(Error::failed(format!("{from} could not be read: {exit}")).tail(&errors));
     }
     receiving.whole(from, to)?;
@@ -128,8 +130,16 @@ struct Receiving<'a> {
     header: Vec<u8>,
     size: Option<u64>,
     received: u64,
-    failed: Option<std::io::Error>,
+    failed: Option<Failed>,
     feed: &'a Feed,
+}
+
+/// Why a file is received in vain.
+enum Failed {
+    /// It cannot be written here.
+    Here(std::io::Error),
+    /// The other side does not do as it should, in words.
+    There(&'static str),
 }
 
 impl<'a> Receiving<'a> {
@@ -142,26 +152,44 @@ impl<'a> Receiving<'a> {
         if self.size.is_some() {
             return self.write(bytes);
         }
-        self.header.extend_from_slice(bytes);
-        if let Some(end) = self.header.iter().position(|&b| b == b'\n') {
-            let rest = self.header.split_off(end + 1);
-            self.size = std::str::from_utf8(&self.header[..end]).ok().and_then(|n| n.parse().ok());
-            self.write(&rest);
+        let end = bytes.iter().position(|&b| b == b'\n');
+        let (header, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+        if self.header.len() + header.len() <= HEADER {
+            self.header.extend_from_slice(header);
+            if end.is_none() {
+                return;
+            }
+            let digits = std::str::from_utf8(&self.header);
+            self.size = digits.ok().and_then(|digits| digits.trim().parse().ok());
+        }
+        match self.size {
+            Some(_) => self.write(rest),
+            None => self.failed = Some(Failed::There("its size was not told")),
         }
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        if self.failed.is_none() {
-            // Into the page cache, which is quicker than handing it to another thread.
-            self.failed = self.file.write_all(bytes).err();
-            self.received += bytes.len() as u64;
-            self.feed.bytes(self.received, self.size);
+        if self.failed.is_some() {
+            return;
         }
+        let left = self.size.unwrap_or_default() - self.received;
+        if bytes.len() as u64 > left {
+            self.failed = Some(Failed::There("more of it came than there was said to be"));
+            return;
+        }
+        // Into the page cache, which is quicker than handing it to another thread.
+        self.failed = self.file.write_all(bytes).err().map(Failed::Here);
+        self.received += bytes.len() as u64;
+        self.feed.bytes(self.received, self.size);
     }
 
     fn whole(self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
-        if let Some(cause) = self.failed {
-            return Err(unwritable(to, &cause));
+        match self.failed {
+            None => {}
+            Some(Failed::Here(cause)) => return Err(unwritable(to, &cause)),
+            Some(Failed::There(why)) => {
+                return Err(Error::failed(format!("{from} could not be read: {why}")));
+            }
         }
         if self.size != Some(self.received) {
             let message = format!("{from} shrank while it was read: {} bytes came", self.received);
@@ -180,4 +208,49 @@ fn hinted(error: Error, output: &[u8]) -> Error {
         return error.hint("the disk there is full");
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns what is written of what comes in `pieces`, and the failure.
+    fn received(pieces: &[&[u8]]) -> (Vec<u8>, Option<String>) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let feed = Feed::silent();
+        let mut receiving = Receiving::new(file.as_file(), &feed);
+        pieces.iter().for_each(|piece| receiving.take(piece));
+        assert!(receiving.header.len() <= HEADER);
+        let failed = receiving.whole("/there".into(), "/here".into()).err();
+        let written = std::fs::read(file.path()).expect("is read");
+        (written, failed.map(|error| error.message().to_owned()))
+    }
+
+    #[test]
+    fn a_file_comes_in_any_pieces() {
+        for pieces in [&[&b"3\nabc"[..]][..], &[b"3", b"\na", b"", b"bc"], &[b"  3\n", b"abc"]] {
+            assert_eq!(received(pieces), (b"abc".to_vec(), None), "{pieces:?}");
+        }
+        assert_eq!(received(&[b"0\n"]), (Vec::new(), None));
+    }
+
+    #[test]
+    fn no_more_is_written_than_was_said_to_come() {
+        let (written, failed) = received(&[b"3\nab", &[b'x'; 4096], b"more"]);
+        assert_eq!(written, b"ab");
+        assert!(failed.expect("fails").contains("more of it came"));
+    }
+
+    #[test]
+    fn less_than_was_said_to_come_is_no_file() {
+        assert!(received(&[b"4\nabc"]).1.expect("fails").contains("3 bytes came"));
+    }
+
+    #[test]
+    fn a_size_that_never_ends_costs_one_short_line() {
+        for line in [&[b'1'; 4096][..], &[0; 4096], b"many\n", b"\n"] {
+            let (written, failed) = received(&[line, line]);
+            assert!(written.is_empty() && failed.expect("fails").contains("size was not told"));
+        }
+    }
 }

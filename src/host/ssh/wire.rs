@@ -20,6 +20,10 @@ const CHUNK: usize = 64 << 10;
 /// How much may wait to be sent before channels are told to hold back.
 const BACKLOG: usize = 256 << 10;
 
+/// How much may wait to be sent at all. Channels hold back long before; what goes on growing are answers that
+/// libssh2 gives by itself, to a server that asks without end and takes nothing.
+const MOST_WAITING: usize = 4 << 20;
+
 /// RFC 4253, section 4.2: the identification has at most 255 characters, line end included.
 const IDENTIFICATION: usize = 255;
 
@@ -119,6 +123,10 @@ impl Wire {
                 rustix::net::recv(&self.inner, &mut self.outbound[old..], RecvFlags::empty());
             let length = taken.map_or(0, |(_, length)| length);
             self.outbound.truncate(old + length);
+            if self.outbound.len() > MOST_WAITING {
+                self.outbound = Vec::new();
+                self.closed = Some("the server takes nothing of what it asks for".to_owned());
+            }
             if length < CHUNK {
                 return;
             }
@@ -258,6 +266,20 @@ mod tests {
         let said = [b"SSH-2.0-".as_slice(), &[b'x'; 300]].concat();
         assert!(identification(&said).is_err());
         assert!(identification(&[said.as_slice(), b"\n"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_server_that_takes_no_answer_is_left() {
+        let (mut wire, _server, mut libssh2) = wire();
+        let mut sent = 0;
+        while wire.closed().is_none() {
+            libssh2.write_all(&[0; 16 << 10]).unwrap();
+            wire.collect();
+            wire.flush();
+            sent += 16 << 10;
+            assert!(wire.outbound.len() <= MOST_WAITING && sent <= 2 * MOST_WAITING);
+        }
+        assert!(wire.closed().unwrap().contains("takes nothing"));
     }
 
     #[test]

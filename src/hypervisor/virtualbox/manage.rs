@@ -11,7 +11,7 @@ use super::fault::{Fault, complaints, fault};
 use super::{parse, remedies, version};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
-use crate::host::{Command, Host, Output, StdStream};
+use crate::host::{Command, Host, Output, Patience, StdStream};
 
 /// VirtualBox as it was found on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,8 @@ pub(crate) async fn find(host: &dyn Host, wanted: Option<&Utf8Path>) -> Result<I
 
 /// Returns what `program` says it is; `None` if there is no such program, or it is none.
 async fn version_of(host: &dyn Host, program: &Utf8Path) -> Result<Option<Installed>> {
-    let output = match host.run(&Command::new(program.as_str()).arg("--version")).await {
+    let version = Command::new(program.as_str()).arg("--version").silence(SILENCE);
+    let output = match host.run(&version).await {
         Ok(output) => output,
         Err(error) if error.kind() == Kind::Failed => return Ok(None),
         Err(error) => return Err(error),
@@ -91,16 +92,29 @@ impl From<Failure> for Error {
     }
 }
 
+/// How long VBoxManage may say nothing on bare metal. It is silent for minutes while it writes a large disk;
+/// what says nothing for so long hangs, and would hang for ever.
+const SILENCE: Duration = Duration::from_secs(30 * 60);
+
+/// How much of what it says is looked at for how far it is, in bytes.
+const PROGRESS: usize = 64;
+
 /// VBoxManage on a host.
 pub(crate) struct Manage<'a> {
     host: &'a dyn Host,
     installed: Installed,
+    patience: Patience,
 }
 
 impl<'a> Manage<'a> {
     /// Returns VBoxManage as `installed` on `host`.
     pub(crate) fn new(host: &'a dyn Host, installed: Installed) -> Self {
-        Manage { host, installed }
+        Manage { host, installed, patience: Patience::NATIVE }
+    }
+
+    /// Waits as long as a host deserves that is as slow as `patience` says.
+    pub(crate) fn patient(self, patience: Patience) -> Self {
+        Manage { patience, ..self }
     }
 
     /// Returns its host.
@@ -141,22 +155,25 @@ impl<'a> Manage<'a> {
     }
 
     async fn run_once(&self, command: &Command, feed: &Feed) -> Result<String, Failure> {
-        let mut output =
-            Output { exit: crate::host::Exit::Code(0), stdout: Vec::new(), stderr: Vec::new() };
-        let mut keep = |stream, bytes: &[u8]| match stream {
-            StdStream::Out => output.stdout.extend_from_slice(bytes),
-            StdStream::Err => {
-                output.stderr.extend_from_slice(bytes);
-                if let Some(percent) = percent(&output.stderr) {
+        let mut last = Vec::new();
+        let mut watch = |stream, bytes: &[u8]| {
+            if stream == StdStream::Err {
+                last.extend_from_slice(bytes);
+                last.drain(..last.len().saturating_sub(PROGRESS));
+                if let Some(percent) = percent(&last) {
                     feed.doing(format!("{percent} %"));
                 }
             }
         };
-        let ran = self.host.run_streaming(command, &mut keep).await;
-        output.exit = ran.map_err(|error| Failure { fault: Fault::Other, error })?;
+        let command = match command.silence_limit() {
+            Some(_) => command.clone(),
+            None => command.clone().silence(self.patience.limit(SILENCE)),
+        };
+        let ran = self.host.run_watched(&command, &mut watch).await;
+        let output = ran.map_err(|error| Failure { fault: Fault::Other, error })?;
         match fault(&output) {
             None => Ok(parse::without_warnings(&output.text()).to_owned()),
-            Some(fault) => Err(self.failure(command, &output, fault)),
+            Some(fault) => Err(self.failure(&command, &output, fault)),
         }
     }
 
@@ -182,7 +199,7 @@ fn message(line: &str) -> &str {
 
 /// Returns the last percentage in progress such as `0%...10%...20%`.
 fn percent(stderr: &[u8]) -> Option<u8> {
-    let text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(64)..]);
+    let text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(PROGRESS)..]);
     let (before, _) = text.rsplit_once('%')?;
     let digits = before.len() - before.bytes().rev().take_while(u8::is_ascii_digit).count();
     before[digits..].parse().ok().filter(|percent| *percent <= 100)

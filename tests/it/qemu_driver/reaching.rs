@@ -1,10 +1,12 @@
 //! The ways to a running guest: forwards, serial port, screen, QMP.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use camino::Utf8Path;
 use nestlab::Kind;
+use nestlab::event::Feed;
 use nestlab::host::{Host, StreamAddress};
 use nestlab::hypervisor::{Hypervisor, Power};
 use serde_json::Value;
@@ -47,6 +49,28 @@ async fn forwards_listen_on_the_loopback_address_alone_at_ports_that_never_colli
         let error = one.qemu.endpoint(one.host(), &one.spec, port).await.expect_err("is off");
         assert_eq!(error.kind(), Kind::Unreachable);
     }
+}
+
+#[tokio::test]
+async fn a_serial_log_that_is_too_long_is_cut_to_its_end_and_goes_on() {
+    let bench = Bench::new("obedient").await;
+    bench.start().await;
+    bench.up(1).await;
+    let log = bench.qemu.serial_log(&bench.spec);
+    let mut flood = std::fs::OpenOptions::new().append(true).open(&log).expect("is there");
+    for number in 0..(17 << 20) / 16 {
+        writeln!(flood, "flood {number:9}").expect("is written");
+    }
+    let end = format!("flood {:9}\n", (17 << 20) / 16 - 1);
+    bench.inspect().await;
+    let cut = std::fs::read_to_string(&log).expect("is text");
+    assert!(cut.len() <= 4 << 20 && cut.ends_with(&end), "{} bytes", cut.len());
+    assert_eq!(bench.say("abcd").await, ".abc");
+    let said = std::fs::read_to_string(&log).expect("is text");
+    assert_eq!(said, cut + ".abc", "what comes later stands behind what was kept");
+    bench.stop(GRACE).await;
+    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    assert!(!bench.spec.directory.exists());
 }
 
 #[tokio::test]

@@ -24,6 +24,9 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// How many events are kept for whom they may concern; older ones are dropped.
 const KEPT_EVENTS: usize = 256;
 
+/// How many messages may come before the answer to a command; the events of a busy QEMU are a few.
+const MOST_BESIDE: usize = 100_000;
+
 /// A connection to one QEMU, past its greeting.
 pub struct Qmp {
     reader: BufReader<ReadHalf<Box<dyn Stream>>>,
@@ -78,7 +81,7 @@ impl Qmp {
             qmp.writer.flush().await
         })
         .await?;
-        loop {
+        for _ in 0..MOST_BESIDE {
             match self.receive().await? {
                 Message::Answer { id: Some(id), outcome } if id == self.last_id => {
                     return Ok(outcome);
@@ -89,6 +92,9 @@ impl Qmp {
                 other => return Err(broken(format!("{command} was answered with {other:?}"))),
             }
         }
+        Err(broken(format!(
+            "{command} was answered with {MOST_BESIDE} messages, and with no answer"
+        )))
     }
 
     /// Runs `line` in QEMU's human monitor and returns what it printed, for what has no QMP command.
