@@ -4,6 +4,7 @@
 //! one, add its module here, its variant to [`args::Command`], and its line to [`dispatch`]. Results go
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
+mod agree;
 mod args;
 mod ask;
 mod bundle;

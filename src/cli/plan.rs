@@ -16,7 +16,8 @@ use crate::event::Feed;
 use crate::host::{Command, quote};
 use crate::lab::Labs;
 use crate::plan::{
-    self, Blueprint, Check, Context, Machine, Plan, RecipeSource, StepId, World, recovery,
+    self, Blueprint, Check, Consent, Context, Effect, Machine, Plan, RecipeSource, StepId, World,
+    contract, recovery,
 };
 use crate::recipe::budget::{GuestView, WayOut};
 use crate::recipe::{HypervisorKind, LabName, Recipe};
@@ -29,7 +30,10 @@ use crate::recipe::{HypervisorKind, LabName, Recipe};
 #[command(after_help = "\
 Examples:
   nestlab plan quickstart
-  nestlab plan my-lab.toml --json | jq '.steps[] | select(.state != \"satisfied\") | .title'")]
+  nestlab plan my-lab.toml --replace l1     what a new disk for l1 would mean
+  nestlab plan my-lab.toml --json | jq '.steps[] | select(.state != \"satisfied\") | .title'
+
+What is kept, restarted, replaced or stuck is said at each step; docs/up.md has the whole table.")]
 pub(crate) struct Args {
     /// The name of a recipe that ships, or a path
     recipe: String,
@@ -39,6 +43,9 @@ pub(crate) struct Args {
     /// Only what leads to this guest
     #[arg(long, value_name = "GUEST")]
     until: Option<String>,
+    /// As if `up` were told to replace the disks of these guests
+    #[arg(long, value_name = "GUEST", value_delimiter = ',')]
+    replace: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -76,10 +83,14 @@ struct StepView {
     guest: Option<String>,
     title: String,
     needs: Vec<String>,
-    /// `satisfied`, `needed` or `unknown`.
+    /// `satisfied`, `needed`, `unknown` or `stuck`.
     state: &'static str,
-    /// Why it is needed, or cannot be known.
+    /// Why it is needed, stays or is stuck, or cannot be known.
     why: Option<String>,
+    /// What it does to what is there, if it is needed or stuck, or leaves as it is.
+    effect: Option<Effect>,
+    /// Whether `up` asks before it does that.
+    asks: bool,
     /// What would be run on the guest's host.
     commands: Vec<Vec<String>>,
 }
@@ -89,10 +100,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let name = args.lab.as_ref().unwrap_or(&recipe.name).clone();
     let lab = Labs::at(&globals.state_dir).planned(&name);
     RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
-    let world = Arc::new(World::open(recipe, &lab, &globals.cache_dir).await?);
+    let world = World::open(recipe, &lab, &globals.cache_dir).await?;
+    let replaced = world.replaceable(&args.replace)?;
+    let world = Arc::new(world.with_consent(Consent { replaced, ..Consent::default() })?);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
     let cancel = CancellationToken::new();
     let checks = engine::check(&plan, Feed::silent(), cancel.clone()).await?;
+    let checks = contract::consequences(checks);
     let context = Context::looking(Feed::silent(), cancel);
     let blueprint = world.machines.blueprint();
     let answer = Answer {
@@ -101,7 +115,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         warnings: if lab.directory().exists() { recovery::warnings(&lab) } else { Vec::new() },
         guests: world.budget.view(&world.recipe),
         host_keys: world.budget.ways_out(&world.recipe),
-        steps: views(&plan, checks, &context).await?,
+        steps: views(&world, &plan, checks, &context).await?,
         orphaned: orphans(blueprint),
         about_orphans: guests::orphaned(blueprint, &name),
     };
@@ -128,6 +142,7 @@ fn orphans(blueprint: &Blueprint) -> Vec<OrphanView> {
 }
 
 async fn views(
+    world: &World,
     plan: &Plan,
     checks: Vec<(StepId, Check)>,
     context: &Context,
@@ -136,11 +151,7 @@ async fn views(
     let mut views = Vec::new();
     for step in plan.steps() {
         let check = checks.remove(step.id()).unwrap_or(Check::Unknown("not looked at".to_owned()));
-        let (state, why) = match check {
-            Check::Satisfied => ("satisfied", None),
-            Check::Needed(why) => ("needed", Some(why)),
-            Check::Unknown(why) => ("unknown", Some(why)),
-        };
+        let (state, why, effect) = parts(check);
         let commands =
             if state == "satisfied" { Vec::new() } else { step.commands(context).await? };
         views.push(StepView {
@@ -150,10 +161,29 @@ async fn views(
             needs: step.needs().iter().map(ToString::to_string).collect(),
             state,
             why,
+            asks: effect.as_ref().is_some_and(|effect| world.asks_for(effect)),
+            effect,
             commands: commands.iter().map(Command::argv).map(<[String]>::to_vec).collect(),
         });
     }
     Ok(views)
+}
+
+/// Returns a check's state, its reason, and its effect.
+fn parts(check: Check) -> (&'static str, Option<String>, Option<Effect>) {
+    match check {
+        Check::Satisfied => ("satisfied", None, None),
+        Check::Needed(why) => ("needed", Some(why), Some(Effect::InPlace)),
+        Check::Unknown(why) => ("unknown", Some(why), None),
+        Check::Affects { why, effect } => {
+            let state = match &effect {
+                Effect::Keep { .. } => "satisfied",
+                Effect::Stuck { .. } => "stuck",
+                Effect::InPlace | Effect::Restart { .. } | Effect::Replace { .. } => "needed",
+            };
+            (state, Some(why), Some(effect))
+        }
+    }
 }
 
 /// Returns the answer for a person. Writing to a `String` cannot fail.
@@ -170,10 +200,14 @@ fn text(answer: &Answer) -> String {
         let mark = match step.state {
             "satisfied" => style("=").green(),
             "needed" => style("+").yellow(),
+            "stuck" => style("!").red(),
             _ => style("?").cyan(),
         };
         let why = step.why.as_ref().map(|why| format!("  ({why})")).unwrap_or_default();
         let _ = writeln!(out, "  {mark} {}{}", step.title, style(why).dim());
+        if let Some(effect) = step.effect.as_ref().filter(|effect| **effect != Effect::InPlace) {
+            let _ = writeln!(out, "      {}", style(effect).yellow());
+        }
         for command in &step.commands {
             let _ = writeln!(out, "      {}", style(shown(command)).dim());
         }
@@ -183,6 +217,9 @@ fn text(answer: &Answer) -> String {
     }
     if open == 0 {
         out.push_str("\nnothing to do\n");
+    }
+    if answer.steps.iter().any(|step| step.asks) {
+        out.push_str("\n`up` asks before it does this; without a terminal it needs `--allow`\n");
     }
     out
 }

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::session::{Told, command_line};
-use super::{Globals, bundle, doctor, guests, lock, output};
+use super::{Globals, agree, bundle, doctor, guests, lock, output};
 use crate::engine::{self, until_safe_point};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
 use crate::plan::ground::Ground;
-use crate::plan::{self, Blueprint, Images, RecipeSource, World, l0, recovery};
+use crate::plan::{self, Blueprint, Consent, Images, RecipeSource, World, l0, recovery};
 use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -26,7 +26,12 @@ use crate::report::RunLog;
 Examples:
   nestlab up quickstart                  the shipped recipe, as the lab `quickstart`
   nestlab up my-lab.toml --lab second    the same recipe again, beside the first
-  nestlab up my-lab.toml --until l1      only L1 and what it needs")]
+  nestlab up my-lab.toml --until l1      only L1 and what it needs
+  nestlab up my-lab.toml --replace l1    give L1 a new disk from its image
+
+A disk that a guest has used is kept. What would restart or replace a guest that runs is asked first; without
+a terminal, or with --json, it needs --allow, and else `up` ends with exit code 2 before anything changed.
+docs/up.md has the whole table; `nestlab plan` shows what would happen.")]
 pub(crate) struct Args {
     /// The name of a recipe that ships, or a path
     recipe: String,
@@ -39,6 +44,12 @@ pub(crate) struct Args {
     /// Build just what `<recipe>.lock` pins, or say what of it cannot be had
     #[arg(long)]
     locked: bool,
+    /// Replace the disks of these guests by new ones from their images; the old is kept until the guest is up
+    #[arg(long, value_name = "GUEST", value_delimiter = ',')]
+    replace: Vec<String>,
+    /// What may be done to guests that run without asking
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    allow: Vec<Allow>,
     /// Go on where this check fails; without a name, where a system is known not to let guests run guests,
     /// such as Qubes OS
     #[arg(long, value_name = "CHECK", num_args = 0..=1, require_equals = true,
@@ -50,6 +61,17 @@ pub(crate) struct Args {
     /// Do not ask
     #[arg(long, requires = "prepare_host")]
     yes: bool,
+}
+
+/// What the user can agree to beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Allow {
+    /// Restart guests, and with them those inside
+    Restart,
+    /// Replace the disks of all guests that the recipe wants another image for
+    Replace,
+    /// Cut off a VM that was there before nestlab, if it does not shut down when asked
+    PowerOff,
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -64,8 +86,10 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         Err(failure) => bundle::after(failure, &lab, &told).await,
         Ok(_) => false,
     };
+    tell_what_is_kept(&lab, &told);
     told.end();
-    if built.is_err() && !explained && Blueprint::of(&lab)?.is_none() {
+    let unused = || Ok::<_, Error>(Blueprint::of(&lab)?.is_none() && lab.resources()?.is_empty());
+    if built.is_err() && !explained && unused()? {
         // Refused before anything was begun: there is no lab to go on with, and none to destroy.
         lab.remove(held)?;
         return built.map(|_| ExitCode::SUCCESS);
@@ -103,7 +127,14 @@ async fn build(
         }
     }
     world.lock = locked;
-    let world = Arc::new(world);
+    let consent = Consent {
+        restart: args.allow.contains(&Allow::Restart),
+        power_off: args.allow.contains(&Allow::PowerOff),
+        replace: args.allow.contains(&Allow::Replace),
+        replaced: world.replaceable(&args.replace)?,
+    };
+    let world = world.with_consent(consent)?;
+    let world = Arc::new(agree::settle(world, args.until.as_deref(), globals, told).await?);
     let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
     // What a newer nestlab wrote is refused before anything is written.
     let journal = held.journal()?;
@@ -123,6 +154,15 @@ async fn build(
     let summary = engine::run(&plan, options, journal, told.feed.clone(), told.cancel()).await;
     summary.into_result()?;
     Ok(world)
+}
+
+/// Says where the disks are that guests had before they were made anew, if they are still there.
+fn tell_what_is_kept(lab: &Lab, told: &Told) {
+    // What is wrong with the journal, the run has told.
+    for aside in lab.status().map(|known| known.aside).unwrap_or_default() {
+        let text = format!("the disk that {} had before is still in {}", aside.guest, aside.kept);
+        told.feed.notice(Level::Warning, text);
+    }
 }
 
 /// Looks whether L0 can carry a lab that is not begun yet, after preparing it if that is asked for. Of one

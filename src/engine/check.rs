@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::frontier::Frontier;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::plan::{Check, Context, Plan, StepId};
 
@@ -27,7 +27,7 @@ pub async fn check(
     loop {
         for step in frontier.take_ready() {
             let id = step.id().clone();
-            let missing = step.needs().iter().find(|need| found[*need] != Check::Satisfied);
+            let missing = step.needs().iter().find(|need| !found[*need].is_right());
             let missing = missing.map(ToString::to_string);
             let context = Context::looking(feed.for_step(id.as_str()), cancel.clone());
             let task = looking.spawn(async move {
@@ -36,6 +36,7 @@ pub async fn check(
                     (Err(_), Some(need)) if !context.cancel.is_cancelled() => {
                         Ok(Check::Unknown(format!("after {need}")))
                     }
+                    (Err(error), None) if error.kind() == Kind::Stuck => Ok(Check::stuck(&error)),
                     (Err(error), _) => Err(error.in_step(step.id())),
                     (Ok(check), _) => Ok(check),
                 }

@@ -97,12 +97,12 @@ impl One {
 
     /// Looks at the world, and keeps `if_right` in the journal if it is as it should be.
     async fn look(&mut self, if_right: Entry) -> Signal {
-        match self.check().await {
-            Ok(Check::Satisfied) => {
+        match self.check().await.and_then(Check::into_why) {
+            Ok(None) => {
                 let kept = self.journal.append(if_right).await;
                 self.or_problem(kept, Signal::FoundRight).await
             }
-            Ok(Check::Needed(why) | Check::Unknown(why)) => {
+            Ok(Some(why)) => {
                 if self.state == State::Verifying {
                     self.error = Some(still_wrong(&*self.step, &why));
                 }

@@ -5,6 +5,7 @@
 //! driver acts through [`Host`] alone and must not know at which level it works, what a recipe is or
 //! where images come from.
 
+pub mod aside;
 pub mod qemu;
 pub mod spec;
 pub mod virtualbox;
@@ -141,10 +142,35 @@ pub struct Change {
 /// How to stop a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Press the ACPI power button, and pull the plug if it is still on after this grace time.
+    /// Press the ACPI power button, and pull the plug if it is still on after this grace time; of a VM that
+    /// existed before nestlab it is never pulled: as [`Stop::Ask`].
     Graceful(Duration),
+    /// Press the ACPI power button, and fail if it is still on after this grace time.
+    Ask(Duration),
     /// Pull the plug.
     Now,
+}
+
+/// Returns the error for the VM `name` that was asked to shut down and is on after `grace`.
+fn still_on(name: &str, grace: Duration) -> crate::Error {
+    let text =
+        format!("{name} was asked to shut down, and is still on after {} s", grace.as_secs());
+    crate::Error::failed(text)
+        .hint(format!("shut {name} down inside, and run the same command again"))
+}
+
+/// What there is of a VM that was whole once and that its hypervisor does not know now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remains {
+    /// It can be made known again, with the disk that it has.
+    Known {
+        /// What is the matter with it.
+        why: String,
+        /// What makes it known, run on its host in this order. No disk is touched.
+        commands: Vec<Command>,
+    },
+    /// It cannot, and why.
+    Lost(String),
 }
 
 /// A VM on a host, whoever made it.
@@ -189,6 +215,26 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// Returns what must change, in order, so that the VM is as `spec` says. Pure.
     fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change>;
+
+    /// Returns what differs between the VM and `spec` and stays, a sentence each: no change could remove it.
+    /// Pure.
+    fn stays(&self, spec: &GuestSpec, actual: &Actual) -> Vec<String>;
+
+    /// Returns what there is of the VM of `spec`, which was whole once and which [`Hypervisor::inspect`] does
+    /// not find or cannot read. `recorded` is what it was when it was last seen to be as wanted.
+    ///
+    /// # Errors
+    /// [`Kind::Io`](crate::Kind) if a newer nestlab has defined it.
+    async fn remains(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        recorded: Option<&GuestSpec>,
+    ) -> Result<Remains>;
+
+    /// Forgets the VM that nestlab made for `spec`, which is off, and moves all that it has to `kept`, a folder
+    /// in its own. May be run on what an interrupted run left.
+    async fn set_aside(&self, host: &dyn Host, spec: &GuestSpec, kept: &Utf8Path) -> Result<()>;
 
     /// Applies `changes`; powers the VM off first (gracefully) if one of them needs it.
     async fn change(

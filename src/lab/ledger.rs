@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use camino::Utf8PathBuf;
+
 use super::journal::Journal;
-use super::record::Entry;
+use super::record::{DiskImage, Entry};
 use super::resources::Resource;
 use crate::error::{Error, Result};
 use crate::hypervisor::HypervisorKind;
@@ -58,6 +60,21 @@ impl Ledger {
     /// Records that a VM that existed before has its former settings again.
     pub async fn restored(&self, host: &str, vm: &str) -> Result<()> {
         self.journal()?.append(Entry::Restored { host: host.to_owned(), vm: vm.to_owned() }).await
+    }
+
+    /// Records which image the disk of `guest` was made from. To be called once it was proven there.
+    pub async fn made_from(&self, guest: &str, image: DiskImage) -> Result<()> {
+        self.journal()?.append(Entry::MadeFrom { guest: guest.to_owned(), image }).await
+    }
+
+    /// Records that what `guest` has is about to be moved to the folder `kept`.
+    pub async fn replacing(&self, guest: &str, kept: Utf8PathBuf) -> Result<()> {
+        self.journal()?.append(Entry::Replacing { guest: guest.to_owned(), kept }).await
+    }
+
+    /// Records that it was moved.
+    pub async fn replaced(&self, guest: &str) -> Result<()> {
+        self.journal()?.append(Entry::Replaced { guest: guest.to_owned() }).await
     }
 
     /// Records the evidence that `guest` is up, and where it is reached from its host.

@@ -1,11 +1,16 @@
 //! What the journal holds: one [`Record`] a line.
 
+use std::fmt;
+
+use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::resources::Resource;
 use crate::event::{Failure, Level};
 use crate::hypervisor::HypervisorKind;
+use crate::image::Sha256;
+use crate::recipe::ImageName;
 
 /// The format's number. It grows when an older nestlab could misread what a newer one wrote; new
 /// fields alone do not make it grow. A kind of entry that a nestlab does not know keeps it from
@@ -106,6 +111,25 @@ pub enum Entry {
         /// The VM's name or UUID.
         vm: String,
     },
+    /// A guest's disk was made from an image, and proven to be it where it lies.
+    MadeFrom {
+        /// The guest.
+        guest: String,
+        /// The image.
+        image: DiskImage,
+    },
+    /// A guest is about to be made anew: what it has is moved aside; written, and durable, before it is.
+    Replacing {
+        /// The guest.
+        guest: String,
+        /// The folder on its host in which it is kept.
+        kept: Utf8PathBuf,
+    },
+    /// What a guest had was moved aside, so that another may be made in its place.
+    Replaced {
+        /// The guest.
+        guest: String,
+    },
     /// A guest gave evidence of being up.
     Ready {
         /// The guest.
@@ -142,6 +166,23 @@ pub enum Entry {
     /// Written by a newer nestlab: kept, skipped by who looks, and a reason to write nothing.
     #[serde(other)]
     Unknown,
+}
+
+/// The image that a guest's disk was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskImage {
+    /// Its name.
+    pub name: ImageName,
+    /// Its version.
+    pub version: String,
+    /// The digest of its file in the store.
+    pub sha256: Sha256,
+}
+
+impl fmt::Display for DiskImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
 }
 
 /// How a step or a run ended.

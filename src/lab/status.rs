@@ -3,10 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8PathBuf;
 use jiff::Timestamp;
 
-use super::record::{Entry, Outcome, Record};
+use super::record::{DiskImage, Entry, Outcome, Record};
+use super::resources::Resource;
 use crate::event::Failure;
+
+/// The step in whose name is recorded what damage of a journal may hide.
+pub const RECOVERED: &str = "recover";
 
 /// The last known state of a lab.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -17,6 +22,26 @@ pub struct Status {
     pub steps: BTreeMap<String, StepStatus>,
     /// The guests that gave evidence of being up, and were not stopped since.
     pub ready: BTreeMap<String, Ready>,
+    /// The VMs that were once defined whole: from then on their disks are their guests', whatever becomes of
+    /// the definition.
+    pub used: Vec<Resource>,
+    /// The image that each guest's disk was made from, as far as that was written down.
+    pub images: BTreeMap<String, DiskImage>,
+    /// What guests had before they were made anew, and is not removed yet; the oldest first.
+    pub aside: Vec<Aside>,
+    /// The VM of each guest that was made last.
+    made: BTreeMap<String, Resource>,
+}
+
+/// What a guest had before it was made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    /// The guest.
+    pub guest: String,
+    /// The folder on its host in which it is kept.
+    pub kept: Utf8PathBuf,
+    /// Whether all of it is there: else the move was interrupted, or is under way.
+    pub moved: bool,
 }
 
 /// A run of nestlab.
@@ -105,13 +130,36 @@ impl Status {
             Entry::Ready { guest, evidence, address } => {
                 let (evidence, address) = (evidence.clone(), address.clone());
                 self.ready.insert(guest.clone(), Ready { since: at, evidence, address });
+                self.use_vm_of(guest);
             }
             Entry::Stopped { guest } => {
                 self.ready.remove(guest);
+                self.use_vm_of(guest);
             }
-            Entry::Creating { .. }
-            | Entry::Left { .. }
-            | Entry::Removed { .. }
+            Entry::Creating { step, resource } => {
+                if let Some(guest) = resource.carries() {
+                    self.made.insert(guest.to_owned(), resource.clone());
+                    // What was damaged may have said that it was defined.
+                    if step.as_deref() == Some(RECOVERED) {
+                        self.use_vm_of(guest);
+                    }
+                }
+            }
+            Entry::Removed { resource } => self.forget(resource),
+            Entry::MadeFrom { guest, image } => {
+                self.images.insert(guest.clone(), image.clone());
+            }
+            Entry::Replacing { guest, kept } => {
+                let (guest, kept) = (guest.clone(), kept.clone());
+                self.aside.retain(|aside| aside.kept != kept);
+                self.aside.push(Aside { guest, kept, moved: false });
+            }
+            Entry::Replaced { guest } => {
+                let its = self.aside.iter_mut().filter(|aside| aside.guest == *guest);
+                its.for_each(|aside| aside.moved = true);
+                self.begin_anew(guest);
+            }
+            Entry::Left { .. }
             | Entry::Former { .. }
             | Entry::Restored { .. }
             | Entry::Blueprint { .. }
@@ -121,7 +169,48 @@ impl Status {
         }
     }
 
+    /// Takes note that the VM of `guest` is whole.
+    fn use_vm_of(&mut self, guest: &str) {
+        if let Some(vm) = self.made.get(guest)
+            && !self.used.contains(vm)
+        {
+            self.used.push(vm.clone());
+        }
+    }
+
+    fn forget(&mut self, gone: &Resource) {
+        self.used.retain(|vm| vm != gone);
+        match gone {
+            Resource::Vm { guest, .. } if self.made.get(guest) == Some(gone) => {
+                self.made.remove(guest);
+                self.aside.retain(|aside| aside.guest != *guest);
+                self.begin_anew(guest);
+            }
+            Resource::Directory { path, .. } => self.aside.retain(|aside| aside.kept != *path),
+            _ => {}
+        }
+    }
+
+    /// Forgets what was known of a guest whose disk is gone, or another one now.
+    fn begin_anew(&mut self, guest: &str) {
+        self.used.retain(|vm| vm.carries() != Some(guest));
+        self.images.remove(guest);
+        self.ready.remove(guest);
+        let its = |id: &str| id.split_once('/').is_some_and(|(of, _)| of == guest);
+        self.steps.retain(|id, _| !its(id));
+    }
+
+    /// Returns whether the guest's disk, of this VM, may have been written to.
+    pub fn is_used(&self, vm: &Resource) -> bool {
+        self.used.contains(vm)
+    }
+
     fn set(&mut self, record: &Record, step: &str, state: StepState) {
+        if state == StepState::Good
+            && let Some((guest, "define")) = step.split_once('/')
+        {
+            self.use_vm_of(guest);
+        }
         let status = StepStatus { since: record.at, run: record.run, state };
         self.steps.insert(step.to_owned(), status);
     }
@@ -192,6 +281,65 @@ mod tests {
             Entry::Satisfied { step: "l1/start".into() },
         ]);
         assert!(status.troubled().is_empty());
+    }
+
+    fn vm(guest: &str) -> Resource {
+        Resource::Vm {
+            host: "L0".into(),
+            guest: guest.into(),
+            hypervisor: crate::hypervisor::HypervisorKind::Qemu,
+            vm: format!("nestlab-demo-{guest}"),
+            directory: format!("/disks/{guest}").into(),
+        }
+    }
+
+    fn creating(resource: Resource) -> Entry {
+        Entry::Creating { step: None, resource }
+    }
+
+    #[test]
+    fn a_vm_is_used_from_the_moment_it_is_defined_until_it_is_removed() {
+        let defined = outcome("l1/define", Outcome::Done);
+        let begun = vec![creating(vm("l1")), intent("l1/define")];
+        assert!(!status(begun.clone()).is_used(&vm("l1")), "its definition was interrupted");
+        let used = [begun, vec![defined]].concat();
+        assert!(status(used.clone()).is_used(&vm("l1")));
+        let changed = [used.clone(), vec![intent("l1/define")]].concat();
+        assert!(status(changed).is_used(&vm("l1")), "a later change was interrupted");
+        let removed = [used, vec![Entry::Removed { resource: vm("l1") }]].concat();
+        assert!(!status(removed.clone()).is_used(&vm("l1")));
+        let again = [removed, vec![creating(vm("l1"))]].concat();
+        assert!(!status(again).is_used(&vm("l1")));
+        let found = vec![creating(vm("l1")), Entry::Satisfied { step: "l1/define".into() }];
+        assert!(status(found).is_used(&vm("l1")), "killed before the outcome was written");
+        let started = vec![creating(vm("l1")), Entry::Stopped { guest: "l1".into() }];
+        assert!(status(started).is_used(&vm("l1")));
+    }
+
+    #[test]
+    fn a_guest_begins_anew_only_once_all_it_had_was_moved_aside() {
+        let kept: Utf8PathBuf = "/disks/l1/replaced-2".into();
+        let image = DiskImage {
+            name: "img".parse().expect("a name"),
+            version: "1".into(),
+            sha256: crate::image::Sha256::from_bytes([1; 32]),
+        };
+        let moving = vec![
+            creating(vm("l1")),
+            Entry::MadeFrom { guest: "l1".into(), image },
+            outcome("l1/define", Outcome::Done),
+            Entry::Replacing { guest: "l1".into(), kept: kept.clone() },
+        ];
+        let interrupted = status(moving.clone());
+        assert!(interrupted.is_used(&vm("l1")));
+        assert!(!interrupted.aside[0].moved);
+        let moved = [moving, vec![Entry::Replaced { guest: "l1".into() }]].concat();
+        let anew = status(moved.clone());
+        assert!(!anew.is_used(&vm("l1")) && anew.images.is_empty() && anew.aside[0].moved);
+        assert_eq!(anew.steps_of("l1").count(), 0);
+        let directory = Resource::Directory { host: "L0".into(), path: kept };
+        let gone = [moved, vec![Entry::Removed { resource: directory }]].concat();
+        assert!(status(gone).aside.is_empty());
     }
 
     #[test]

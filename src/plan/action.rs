@@ -22,6 +22,11 @@ pub(crate) struct Node {
 /// What a step does.
 #[async_trait]
 pub(crate) trait Action: Send + Sync {
+    /// As [`Step::may_disturb`].
+    fn may_disturb(&self) -> bool {
+        false
+    }
+
     /// Looks at the real world; changes nothing.
     async fn check(&self, context: &Context) -> Result<Check>;
 
@@ -58,6 +63,10 @@ impl<A: Action> Step for Placed<A> {
 
     fn needs(&self) -> &[StepId] {
         &self.node.needs
+    }
+
+    fn may_disturb(&self) -> bool {
+        self.action.may_disturb()
     }
 
     async fn check(&self, context: &Context) -> Result<Check> {

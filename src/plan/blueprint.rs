@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
 use crate::image::build::seed;
 use crate::image::manifest::{BuildKind, Seed, Source};
-use crate::image::{ImageFormat, Manifest};
+use crate::image::{ImageFormat, Manifest, Sha256};
 use crate::lab::private::Writing;
 use crate::lab::{Entry, Journal, Lab, LabLock};
 use crate::recipe::budget::{Budget, GuestBudget};
@@ -120,6 +120,12 @@ pub struct Machine {
 pub struct MachineImage {
     /// The manifest's name.
     pub name: ImageName,
+    /// The version that the manifest names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The digest that the manifest pins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256>,
     /// The format of its file in the store.
     pub made: ImageFormat,
     /// The form: an OVA or ISO as it is, or a disk to write to.
@@ -356,6 +362,21 @@ impl Machine {
         matches!(self.spec.origin, Origin::Existing { .. })
     }
 
+    /// Takes over from `recorded`, the same machine, what belongs to the disk that it has: another image may be
+    /// no disk at all, start otherwise, or let nobody in by the lab's key.
+    pub(super) fn keep_the_disk_of(&mut self, recorded: Machine) {
+        self.spec.origin = recorded.spec.origin;
+        if !self.spec.firmware_given {
+            self.spec.firmware = recorded.spec.firmware;
+        }
+        if self.spec.seed.is_some() != recorded.spec.seed.is_some() {
+            self.spec.seed = recorded.spec.seed;
+            self.spec.forwards = recorded.spec.forwards;
+            self.login = recorded.login;
+            self.ready = recorded.ready;
+        }
+    }
+
     /// Returns every hypervisor that it runs for its own guests.
     pub fn hypervisors(&self) -> impl Iterator<Item = HypervisorKind> {
         self.inner.into_iter().chain(self.further.iter().copied())
@@ -453,6 +474,8 @@ impl Draft<'_> {
         let values = self.values;
         let image = self.manifest.map(|manifest| MachineImage {
             name: manifest.name().clone(),
+            version: manifest.version().map(ToString::to_string),
+            sha256: manifest.download().and_then(|download| download.sha256),
             made: made(values.runs_on, manifest),
             form: form(values.runs_on, made(values.runs_on, manifest)),
             stale_allowed: manifest.build().is_some_and(|build| build.allow_stale.is_some()),

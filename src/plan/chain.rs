@@ -13,11 +13,12 @@ use super::blueprint::{Machine, MachineImage};
 use super::graph::Plan;
 use super::l0;
 use super::lock::LockedGuest;
-use super::media::{Obtain, Place};
+use super::media::{Discard, Obtain, Place};
 use super::pin::{AsLocked, Pin};
+use super::provenance::Fate;
 use super::provision::{
-    Apt, Headers, Install, PREFLIGHT, Preflight, Prove, Reboot, SeeVirtualization, SetHostKey,
-    packages,
+    Apt, Headers, Install, PREFLIGHT, PROOF, Preflight, Prove, Reboot, SeeVirtualization,
+    SetHostKey, packages,
 };
 use super::step::{Step, StepId};
 use super::vm::{Await, Define, Start};
@@ -25,14 +26,16 @@ use super::world::{Spot, World};
 use crate::error::Result;
 use crate::guest::apt::Task;
 use crate::guest::hypervisor;
+use crate::lab::Status;
 use crate::recipe::{GuestName, ImageName};
 
 /// Returns the plan of `world`, up to `until` if that is given: that guest, what it stands on, and
 /// nothing else.
 pub fn plan(world: Arc<World>, until: Option<&str>) -> Result<Plan> {
     let wanted = wanted(&world, until)?;
-    let mut chain = Chain { world: world.clone(), steps: Vec::new(), last: BTreeMap::new() };
-    chain.images(&wanted);
+    let known = world.machines.lab().status()?;
+    let mut chain = Chain { world: world.clone(), known, steps: Vec::new(), last: BTreeMap::new() };
+    chain.images(&wanted)?;
     chain.l0_host_key();
     for machine in &wanted {
         chain.machine(machine)?;
@@ -54,6 +57,8 @@ fn wanted(world: &World, until: Option<&str>) -> Result<Vec<Machine>> {
 
 struct Chain {
     world: Arc<World>,
+    /// What the lab's journal told when the plan was made.
+    known: Status,
     steps: Vec<Arc<dyn Step>>,
     /// The step after which a guest can be used as a host, by guest.
     last: BTreeMap<GuestName, StepId>,
@@ -78,10 +83,13 @@ impl Chain {
         Spot { world: self.world.clone(), guest: machine.name.to_string() }
     }
 
-    /// One step an image, however many guests are made from it.
-    fn images(&mut self, wanted: &[Machine]) {
+    /// One step an image, however many guests are made from it; none for one that no disk is made from.
+    fn images(&mut self, wanted: &[Machine]) -> Result<()> {
         let mut images: BTreeMap<StepId, Obtain> = BTreeMap::new();
         for machine in wanted {
+            if matches!(self.fate(machine)?, Fate::Kept { .. }) {
+                continue;
+            }
             let manifest = self.world.images.manifest(&machine.name);
             let (Some(image), Some(manifest)) = (&machine.image, manifest) else { continue };
             let obtain = images.entry(image_step(image)).or_insert_with(|| Obtain {
@@ -107,6 +115,11 @@ impl Chain {
             };
             self.add(id, None, title, Vec::new(), obtain);
         }
+        Ok(())
+    }
+
+    fn fate(&self, machine: &Machine) -> Result<Fate> {
+        self.world.fate(machine, &self.known)
     }
 
     /// L0's Host Key, if the recipe sets it: else it is left alone.
@@ -119,7 +132,15 @@ impl Chain {
     }
 
     fn machine(&mut self, machine: &Machine) -> Result<()> {
-        let mut ready = self.boot(machine);
+        let mut ready = self.boot(machine)?;
+        let aside = self.known.aside.iter().any(|aside| aside.guest == machine.name.as_str());
+        if aside || matches!(self.fate(machine)?, Fate::Replaced { .. }) {
+            let name = &machine.name;
+            let title = format!("remove the disk that {name} had before");
+            let action = Discard { spot: self.spot(machine) };
+            let id = StepId::new(name, "discard");
+            ready = self.add(id, Some(machine), title, vec![ready], action);
+        }
         if machine.inner.is_some() {
             let name = &machine.name;
             let (id, title) =
@@ -153,15 +174,23 @@ impl Chain {
     }
 
     /// Image to running system.
-    fn boot(&mut self, machine: &Machine) -> StepId {
+    fn boot(&mut self, machine: &Machine) -> Result<StepId> {
         let name = &machine.name;
         let on_host: Vec<StepId> =
             machine.parent.iter().map(|parent| self.last[parent].clone()).collect();
         let mut needs = on_host.clone();
         if let (Some(image), Some(manifest)) = (&machine.image, self.world.images.manifest(name)) {
-            needs.push(image_step(image));
             let to = machine.parent.as_ref().map_or("L0", |parent| parent.as_str());
-            let (id, title) = (StepId::new(name, "place"), format!("put {} on {to}", image.name));
+            let fate = self.fate(machine)?;
+            let title = match &fate {
+                Fate::Made | Fate::Stays => format!("put {} on {to}", image.name),
+                Fate::Kept { .. } => format!("keep the disk of {name}"),
+                Fate::Replaced { .. } => format!("replace the disk of {name}"),
+            };
+            if !matches!(fate, Fate::Kept { .. }) {
+                needs.push(image_step(image));
+            }
+            let id = StepId::new(name, "place");
             let action = Place {
                 spot: self.spot(machine),
                 manifest: manifest.clone(),
@@ -177,7 +206,8 @@ impl Chain {
         let started =
             self.add(id, Some(machine), title, vec![defined], Start { spot: spot.clone() });
         let title = format!("wait until {name} is up ({})", machine.ready);
-        self.add(StepId::new(name, "ready"), Some(machine), title, vec![started], Await { spot })
+        let id = StepId::new(name, "ready");
+        Ok(self.add(id, Some(machine), title, vec![started], Await { spot }))
     }
 
     /// What the guest is to be exactly, if the lab is built by a lock.
@@ -240,7 +270,7 @@ impl Chain {
             };
             let is_last = machine.hypervisors().last() == Some(kind);
             let action = Prove { spot: spot.clone(), kind, is_last };
-            last = self.add(id("proof"), Some(machine), title, vec![last], action);
+            last = self.add(id(PROOF), Some(machine), title, vec![last], action);
         }
         if let Some(key) = machine.host_key.clone() {
             let (id, title) =

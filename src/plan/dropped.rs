@@ -111,7 +111,7 @@ impl Blueprint {
 }
 
 /// Returns whether two machines of one place are one VM.
-fn is_same_vm(one: &Machine, other: &Machine) -> bool {
+pub(super) fn is_same_vm(one: &Machine, other: &Machine) -> bool {
     let key = |machine: &Machine| {
         (machine.name.clone(), machine.parent.clone(), machine.outer, machine.spec.vm.clone())
     };

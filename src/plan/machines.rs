@@ -79,6 +79,11 @@ impl Machines {
         &self.blueprint
     }
 
+    /// Takes another blueprint, before anything is done by it.
+    pub(super) fn redraw(&mut self, blueprint: Blueprint) {
+        self.blueprint = blueprint;
+    }
+
     /// Returns the lab.
     pub fn lab(&self) -> &Lab {
         &self.lab

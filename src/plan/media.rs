@@ -4,21 +4,22 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use super::action::Action;
 use super::blueprint::{Machine, MachineImage};
+use super::contract::Effect;
 use super::machines::Seat;
-use super::step::{Check, Context, StepId};
-use super::world::{Spot, WorldRef, is_unreachable, unless_unreachable};
+use super::provenance::{Fate, disk_image, vm_of};
+use super::step::{Check, Context};
+use super::world::{Spot, WorldRef, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::{Feed, Level};
 use crate::host::{Command, Host};
+use crate::hypervisor::{Media, Origin, aside};
 use crate::image::build::seed::{self, Seed};
 use crate::image::{self, DiskFormat, ImageFormat, Manifest, Sha256, VerifiedImage};
-use crate::lab::{Resource, Status, StepState, private};
+use crate::lab::{Aside, Resource, private};
 use crate::recipe::GuestName;
 
 /// Gets an image into the store: downloads and proves it, or builds it.
@@ -34,40 +35,17 @@ pub(super) struct Obtain {
 }
 
 impl Obtain {
-    /// Returns whether every guest that is made from the image is there, so that nothing needs it.
-    async fn has_served(&self) -> Result<bool> {
-        let known = self.world.machines.lab().status()?;
+    /// Returns whether every guest that was to be made from the image was, so that nothing needs it.
+    fn has_served(&self) -> Result<bool> {
+        let machines = &self.world.machines;
+        let known = machines.lab().status()?;
         for guest in &self.guests {
-            if !self.is_there(guest, &known).await? {
+            let machine = machines.blueprint().machine(guest.as_str())?;
+            if self.world.fate(machine, &known)?.takes_the_image() {
                 return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    /// Returns whether `guest` has been made. One whose host cannot be asked is there if the host is, and if
-    /// it was when the lab was last worked on.
-    fn is_there<'a>(
-        &'a self,
-        guest: &'a GuestName,
-        known: &'a Status,
-    ) -> BoxFuture<'a, Result<bool>> {
-        async move {
-            let machines = &self.world.machines;
-            let seen = async { machines.seat(guest.as_str()).await?.inspect().await };
-            let error = match seen.await {
-                Ok(actual) => return Ok(actual.is_some()),
-                Err(error) if is_unreachable(&error) => error,
-                Err(error) => return Err(error),
-            };
-            let defined = known.steps.get(StepId::new(guest, "define").as_str());
-            match &machines.blueprint().machine(guest.as_str())?.parent {
-                None => Err(error),
-                Some(_) if defined.is_none_or(|step| step.state != StepState::Good) => Ok(false),
-                Some(parent) => self.is_there(parent, known).await,
-            }
-        }
-        .boxed()
     }
 }
 
@@ -77,7 +55,7 @@ impl Action for Obtain {
         let image = match self.world.find_image(&self.manifest, self.made)? {
             Ok(image) => image,
             // What a lock asks for can be judged by the image alone.
-            Err(_) if self.world.lock.is_none() && self.has_served().await? => {
+            Err(_) if self.world.lock.is_none() && self.has_served()? => {
                 return Ok(Check::Satisfied);
             }
             Err(why) => return Ok(Check::Needed(why)),
@@ -152,19 +130,79 @@ impl Place {
 
     async fn look(&self, context: &Context) -> Result<Check> {
         let seat = self.spot.seat().await?;
-        if seat.inspect().await?.is_some() {
-            return Ok(match &seat.machine.spec.seed {
-                Some(seed) if !exists(&*seat.host, seed).await? => {
-                    Check::Needed("its networks or their guests changed".to_owned())
-                }
-                _ => Check::Satisfied,
-            });
-        }
         let (Some(media), Some(wanted)) = (seat.machine.media(), &seat.machine.image) else {
             return Ok(Check::Satisfied);
         };
+        match self.fate(&seat).await? {
+            Fate::Made => self.look_at_fresh(&seat, media, wanted, context).await,
+            Fate::Replaced { why } => {
+                let with = self.spot.world.machines.all_inside(&self.spot.guest);
+                let effect = Effect::Replace { guest: self.spot.guest.clone(), with };
+                Ok(Check::Affects { why, effect })
+            }
+            fate => self.look_at_used(&seat, media, fate).await,
+        }
+    }
+
+    /// Returns what becomes of the disk. A VM that is defined has one, also if the journal's last words of it
+    /// are lost.
+    async fn fate(&self, seat: &Seat) -> Result<Fate> {
+        let (world, guest) = (&self.spot.world, &self.spot.guest);
+        let known = world.machines.lab().status()?;
+        let fate = world.fate(&seat.machine, &known)?;
+        let begun_anew = known.aside.iter().any(|aside| aside.guest == *guest);
+        if fate == Fate::Made && !begun_anew && seat.inspect().await?.is_some() {
+            return Ok(Fate::Stays);
+        }
+        Ok(fate)
+    }
+
+    async fn look_at_used(&self, seat: &Seat, media: &Utf8Path, fate: Fate) -> Result<Check> {
+        let guest = &self.spot.guest;
+        let there = exists(&*seat.host, media).await?;
+        match &seat.machine.spec.origin {
+            Origin::Made(Media::Disk(_)) if !there => {
+                let why = format!("the disk of {guest} is gone: {media} on {}", seat.host.name());
+                let hints = self.spot.world.ways_out_of(guest);
+                return Ok(Check::Affects { why, effect: Effect::Stuck { hints } });
+            }
+            _ if is_iso(seat) && !there && fate == Fate::Stays => {
+                return Ok(Check::Needed(format!("it is not on {}", seat.host.name())));
+            }
+            _ => {}
+        }
+        if let Some(seed) = &seat.machine.spec.seed
+            && !exists(&*seat.host, seed).await?
+        {
+            return Ok(Check::Needed("its networks or their guests changed".to_owned()));
+        }
+        Ok(match fate {
+            Fate::Kept { why, differs } => {
+                let ask = differs.then(|| format!("--replace {guest}"));
+                Check::Affects { why, effect: Effect::Keep { guest: guest.clone(), ask } }
+            }
+            _ => Check::Satisfied,
+        })
+    }
+
+    async fn look_at_fresh(
+        &self,
+        seat: &Seat,
+        media: &Utf8Path,
+        wanted: &MachineImage,
+        context: &Context,
+    ) -> Result<Check> {
         if !exists(&*seat.host, media).await? {
             return Ok(Check::Needed(format!("it is not on {}", seat.host.name())));
+        }
+        let lab = self.spot.world.machines.lab();
+        if matches!(seat.machine.spec.origin, Origin::Made(Media::Disk(_)))
+            && !lab.resources()?.contains(&vm_of(&seat.machine, &seat.recorded))
+        {
+            let host = seat.host.name();
+            let why = format!("there is a disk at {media} on {host} that this lab does not know");
+            let hints = self.spot.world.ways_out_of(&self.spot.guest);
+            return Ok(Check::Affects { why, effect: Effect::Stuck { hints } });
         }
         if let Some(seed) = &seat.machine.spec.seed
             && !exists(&*seat.host, seed).await?
@@ -179,6 +217,71 @@ impl Place {
             None => Check::Satisfied,
             Some(why) => Check::Needed(why),
         })
+    }
+
+    /// Puts the image to `to` on the guest's host, and proves there that it arrived as it was.
+    async fn put(&self, seat: &Seat, to: &Utf8Path, context: &Context) -> Result<()> {
+        let Some(image) = &seat.machine.image else { return Ok(()) };
+        let directory = &seat.machine.spec.directory;
+        let make = Command::new("mkdir").args(["-p", "-m", "0700", "--", directory.as_str()]);
+        seat.host.check(&make).await?;
+        let source = self.source(image, &context.feed).await?.map_err(|why| {
+            Error::failed(format!("{}: {why}", image.name))
+                .hint("run the same command again: it is fetched or built anew")
+        })?;
+        self.hold(image)?;
+        context.feed.doing(format!("copying it to {}", seat.host.name()));
+        context.or_cancelled(seat.host.put(&source.path, to, 0o600, &context.feed)).await?;
+        let digest = self.digest(&source).await?;
+        if let Some(why) = mismatch(&*seat.host, to, digest).await? {
+            return Err(Error::new(Kind::Untrusted, why)
+                .on(seat.host.name())
+                .hint("something changed it here or on its way: run the same command again"));
+        }
+        Ok(())
+    }
+
+    /// Keeps in the journal which image the guest's disk is made from.
+    async fn note_image(&self, seat: &Seat, context: &Context) -> Result<()> {
+        let Some(wanted) = &seat.machine.image else { return Ok(()) };
+        match self.spot.world.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => context.ledger.made_from(&self.spot.guest, disk_image(&image)).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Puts what the guest has aside, once the image that takes its place is there and proven.
+    async fn replace(&self, seat: &Seat, media: &Utf8Path, context: &Context) -> Result<()> {
+        let (world, guest) = (&self.spot.world, &self.spot.guest);
+        let known = world.machines.lab().status()?;
+        let (host, spec) = (&*seat.host, &seat.machine.spec);
+        // The folder and its name are looked at by whoever moves what is beside it.
+        let fresh = Utf8PathBuf::from(format!("{media}.new.part"));
+        self.put(seat, &fresh, context).await?;
+        self.spot.bring_down(context).await?;
+        let begun = known.aside.iter().find(|aside| aside.guest == *guest && !aside.moved);
+        let run = known.run.as_ref().map_or(0, |run| run.number);
+        let kept = match begun {
+            Some(begun) => begun.kept.clone(),
+            None => spec.directory.join(format!("{}{run}", aside::KEPT)),
+        };
+        let folder = Resource::Directory { host: seat.recorded.clone(), path: kept.clone() };
+        context.ledger.creating(folder).await?;
+        context.ledger.replacing(guest, kept.clone()).await?;
+        context.feed.doing("moving the disk that it had aside");
+        seat.hypervisor.set_aside(host, spec, &kept).await?;
+        let gone: Vec<String> = [vec![guest.clone()], world.machines.all_inside(guest)].concat();
+        for inside in world.machines.lab().resources()? {
+            if gone.iter().any(|guest| guest == inside.host()) {
+                context.ledger.removed(inside).await?;
+            }
+        }
+        context.ledger.replaced(guest).await?;
+        let text = format!("the disk that {guest} had is kept in {kept} until {guest} is up");
+        context.feed.notice(Level::Info, text);
+        self.note_image(seat, context).await?;
+        let take = Command::new("mv").args(["-f", "--", fresh.as_str(), media.as_str()]);
+        host.check(&take).await.map(drop)
     }
 
     async fn seed(&self, seat: &Seat, context: &Context) -> Result<()> {
@@ -218,49 +321,67 @@ impl Place {
 
 #[async_trait]
 impl Action for Place {
+    fn may_disturb(&self) -> bool {
+        true
+    }
+
     async fn check(&self, context: &Context) -> Result<Check> {
         unless_unreachable(self.look(context).await)
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
         let seat = self.spot.seat().await?;
-        let (Some(media), Some(image)) = (seat.machine.media(), &seat.machine.image) else {
-            return Ok(());
-        };
-        context.ledger.creating(vm_of(&seat)).await?;
-        if seat.inspect().await?.is_some() {
-            return self.seed(&seat, context).await;
-        }
-        let directory = &seat.machine.spec.directory;
-        let make = Command::new("mkdir").args(["-p", "-m", "0700", "--", directory.as_str()]);
-        seat.host.check(&make).await?;
-        let source = self.source(image, &context.feed).await?.map_err(|why| {
-            Error::failed(format!("{}: {why}", image.name))
-                .hint("run the same command again: it is fetched or built anew")
-        })?;
-        self.hold(image)?;
-        context.feed.doing(format!("copying it to {}", seat.host.name()));
-        context.or_cancelled(seat.host.put(&source.path, media, 0o600, &context.feed)).await?;
-        let digest = self.digest(&source).await?;
-        if let Some(why) = mismatch(&*seat.host, media, digest).await? {
-            return Err(Error::new(Kind::Untrusted, why)
-                .on(seat.host.name())
-                .hint("something changed it here or on its way: run the same command again"));
+        let Some(media) = seat.machine.media() else { return Ok(()) };
+        context.ledger.creating(vm_of(&seat.machine, &seat.recorded)).await?;
+        match self.fate(&seat).await? {
+            Fate::Made => {
+                self.note_image(&seat, context).await?;
+                self.put(&seat, media, context).await?;
+            }
+            Fate::Replaced { .. } => self.replace(&seat, media, context).await?,
+            // Nobody writes to a CD: one that is gone may come back.
+            Fate::Stays if is_iso(&seat) && !exists(&*seat.host, media).await? => {
+                self.put(&seat, media, context).await?;
+            }
+            Fate::Stays | Fate::Kept { .. } => {}
         }
         self.seed(&seat, context).await
     }
 }
 
-/// Returns the guest's VM, as the journal knows it.
-pub(super) fn vm_of(seat: &Seat) -> Resource {
-    let machine = &seat.machine;
-    Resource::Vm {
-        host: seat.recorded.clone(),
-        guest: machine.name.to_string(),
-        hypervisor: machine.outer,
-        vm: machine.spec.vm.clone(),
-        directory: machine.spec.directory.clone(),
+/// Removes what a guest had before it was made anew, now that it is up.
+pub(super) struct Discard {
+    pub(super) spot: Spot,
+}
+
+impl Discard {
+    fn kept(&self) -> Result<Vec<Aside>> {
+        let aside = self.spot.world.machines.lab().status()?.aside;
+        Ok(aside.into_iter().filter(|aside| aside.guest == self.spot.guest).collect())
     }
+}
+
+#[async_trait]
+impl Action for Discard {
+    async fn check(&self, _context: &Context) -> Result<Check> {
+        Ok(needed(self.kept()?.first().map(|aside| format!("it is in {}", aside.kept))))
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        let seat = self.spot.seat().await?;
+        for aside in self.kept()? {
+            let path = aside.kept.clone();
+            let remove = Command::new("rm").args(["-rf", "--one-file-system", "--", path.as_str()]);
+            seat.host.check(&remove).await?;
+            let host = seat.recorded.clone();
+            context.ledger.removed(Resource::Directory { host, path }).await?;
+        }
+        Ok(())
+    }
+}
+
+fn is_iso(seat: &Seat) -> bool {
+    matches!(seat.machine.spec.origin, Origin::Made(Media::Iso(_)))
 }
 
 async fn exists(host: &dyn Host, path: &Utf8Path) -> Result<bool> {
@@ -277,14 +398,20 @@ async fn mismatch(host: &dyn Host, path: &Utf8Path, wanted: Sha256) -> Result<Op
 }
 
 impl super::World {
-    /// Returns the image that `machine` was made from, if it is made from one: the newest of its name that
-    /// the lab holds.
+    /// Returns the image that `machine` was made from, if it is made from one: of a lab that an older nestlab
+    /// made, the newest of its name that the lab holds.
     ///
     /// # Errors
     /// [`Kind::Usage`] if the lab holds none.
     pub(super) fn image_of(&self, machine: &Machine) -> Result<Option<VerifiedImage>> {
         let manifest = self.images.manifest(&machine.name);
         let (Some(image), Some(manifest)) = (&machine.image, manifest) else { return Ok(None) };
+        let known = self.machines.lab().status()?;
+        if let Some(made) = known.images.get(machine.name.as_str())
+            && let Some(image) = self.store.find_digest(&made.name, &made.sha256)?
+        {
+            return Ok(Some(image));
+        }
         let format = manifest.download().map_or(image.made, |download| download.format);
         let mut held = self.store.held(self.machines.lab().directory())?;
         held.retain(|held| held.name() == manifest.name() && held.format() == format);
@@ -296,7 +423,7 @@ impl super::World {
     }
 
     /// Returns `manifest`'s image from the store in the format that it is made in; else why it is to be got.
-    fn find_image(
+    pub(super) fn find_image(
         &self,
         manifest: &Manifest,
         made: ImageFormat,

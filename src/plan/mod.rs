@@ -2,7 +2,8 @@
 //!
 //! A plan's way through the module: recipe and budget → [`blueprint`] (the machines, settled) →
 //! [`machines`] (the same, to act on) → [`chain`] (the graph of steps). What the steps do is in `media`,
-//! `vm`, `provision` and, for a lab that is built by a lock, `pin`; how to take it all away again in [`removal`].
+//! `vm`, `provision` and, for a lab that is built by a lock, `pin`; what they may do with what is there is in
+//! [`contract`]; how to take it all away again in [`removal`].
 //!
 //! This module decides *what* must happen and in which order. It must not know how a plan is run
 //! (`engine`) or shown (`report`, `cli`).
@@ -11,7 +12,9 @@ mod action;
 mod adoption;
 pub mod blueprint;
 pub mod chain;
+pub mod contract;
 mod dropped;
+mod found;
 pub mod graph;
 pub(crate) mod ground;
 pub mod images;
@@ -22,6 +25,7 @@ mod media;
 mod network;
 mod pin;
 pub mod place;
+pub mod provenance;
 mod provision;
 mod recall;
 pub mod recovery;
@@ -32,6 +36,7 @@ mod vm;
 pub mod world;
 
 pub use blueprint::{Blueprint, Machine};
+pub use contract::{Consent, Disturbance, Effect};
 pub use dropped::Remaining;
 pub use graph::Plan;
 pub use images::Images;

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::action::Action;
+use super::contract::Effect;
 use super::l0;
 use super::step::{Check, Context};
 use super::world::{Spot, needed, unless_unreachable};
@@ -16,6 +17,9 @@ use crate::recipe::{HostKey, HypervisorKind, Platform};
 
 /// What the step of [`Preflight`] is called.
 pub(super) const PREFLIGHT: &str = "preflight";
+
+/// What the step of [`Prove`] is called.
+pub(super) const PROOF: &str = "proof";
 
 /// Has apt do a task in the guest.
 pub(super) struct Apt {
@@ -83,18 +87,43 @@ pub(super) struct Reboot {
     pub(super) spot: Spot,
 }
 
+impl Reboot {
+    /// Returns what else follows from the reboot, if it is one of a host that was in use: a guest that is
+    /// being made for the first time, and runs no guests, reboots as a part of that.
+    async fn effect(&self) -> Result<Option<Effect>> {
+        let effect = self.spot.restart().await?;
+        let was_a_host = self.spot.world.was_a_host(&self.spot.guest)?;
+        let disturbs = matches!(&effect, Effect::Restart { with, .. } if !with.is_empty());
+        Ok((was_a_host || disturbs).then_some(effect))
+    }
+}
+
 #[async_trait]
 impl Action for Reboot {
+    fn may_disturb(&self) -> bool {
+        true
+    }
+
     async fn check(&self, context: &Context) -> Result<Check> {
         let look = async {
             let inside = self.spot.inside(context).await?;
-            Ok(needed(kernel::kernels(inside.site()).await?.why_reboot()))
+            let Some(why) = kernel::kernels(inside.site()).await?.why_reboot() else {
+                return Ok(Check::Satisfied);
+            };
+            Ok(match self.effect().await? {
+                Some(effect) => Check::Affects { why, effect },
+                None => Check::Needed(why),
+            })
         };
         unless_unreachable(look.await)
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
         let seat = self.spot.seat().await?;
+        if let Some(effect) = self.effect().await? {
+            self.spot.world.agreed_to(&effect)?;
+            self.spot.shut_down_inside(context).await?;
+        }
         let inside = self.spot.inside(context).await?;
         reboot::reboot(inside.site(), Some(seat.outside())).await.map(drop)
     }

@@ -11,7 +11,7 @@ use super::{l0, recall};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host};
-use crate::lab::{Journal, Lab, Ledger, Resource};
+use crate::lab::{Journal, Lab, Ledger, RECOVERED, Resource};
 use crate::recipe::HypervisorKind;
 
 /// Returns what is to be told of the records of `lab` by every command that reads them.
@@ -85,7 +85,7 @@ pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) ->
 
 /// Records that all VMs of `blueprint` that the lab makes may be there.
 async fn record_all(blueprint: &Blueprint, journal: &Journal) -> Result<()> {
-    let ledger = Ledger::of_step(journal, "recover");
+    let ledger = Ledger::of_step(journal, RECOVERED);
     for machine in blueprint.all().filter(|machine| !machine.is_existing()) {
         ledger.creating(vm(blueprint, machine)).await?;
     }
@@ -139,7 +139,7 @@ async fn find_on(
         .filter(|resource| resource.host() == name)
         .filter_map(|resource| resource.carries().map(str::to_owned))
         .collect();
-    let ledger = Ledger::of_step(journal, "recover");
+    let ledger = Ledger::of_step(journal, RECOVERED);
     for (guest, hypervisor) in found.into_iter().filter(|(guest, _)| !known.contains(guest)) {
         let (vm, directory) = (vm_name(machines, name, &guest), folder.join(&guest));
         feed.notice(Level::Warning, format!("{vm} is on {name}, and no record tells of it"));

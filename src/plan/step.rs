@@ -5,6 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::contract::{self, Effect};
 use crate::error::{Error, Kind, Result};
 use crate::event::Feed;
 use crate::host::Command;
@@ -27,6 +28,16 @@ impl StepId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns whose step it is: a guest, L0, or `image`.
+    pub fn of(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(of, _)| of)
+    }
+
+    /// Returns what it is about, without whose it is.
+    pub fn what(&self) -> Option<&str> {
+        self.0.split_once('/').map(|(_, what)| what)
+    }
 }
 
 impl fmt::Display for StepId {
@@ -40,10 +51,44 @@ impl fmt::Display for StepId {
 pub enum Check {
     /// It is as it should be.
     Satisfied,
-    /// It must be changed, and why: `not there`, `cpus: 2 → 1`.
+    /// It must be changed, and why: `not there`, `cpus: 2 → 1`. Nothing that is there is disturbed by it.
     Needed(String),
+    /// It is not as wanted, and more follows from that than that it is made so.
+    Affects {
+        /// Why it is not as wanted.
+        why: String,
+        /// What follows.
+        effect: Effect,
+    },
     /// It cannot be looked at yet, and why: `l1 is not up`. A plan shows it; a run treats it as needed.
     Unknown(String),
+}
+
+impl Check {
+    /// Returns the check that found something [`Effect::Stuck`], by the error that tells of it.
+    pub fn stuck(error: &Error) -> Self {
+        let (why, hints) = (error.message().to_owned(), error.hints().to_vec());
+        Check::Affects { why, effect: Effect::Stuck { hints } }
+    }
+
+    /// Returns whether what needs it can go on: it is as it should be, or stays as it is.
+    pub fn is_right(&self) -> bool {
+        matches!(self, Check::Satisfied | Check::Affects { effect: Effect::Keep { .. }, .. })
+    }
+
+    /// Returns why the step is to be applied; `None` if what needs it can go on.
+    ///
+    /// # Errors
+    /// [`Kind::Stuck`] for what is.
+    pub(crate) fn into_why(self) -> Result<Option<String>> {
+        match self {
+            Check::Satisfied | Check::Affects { effect: Effect::Keep { .. }, .. } => Ok(None),
+            Check::Affects { why, effect: Effect::Stuck { hints } } => {
+                Err(contract::stuck(&why, &hints))
+            }
+            Check::Needed(why) | Check::Unknown(why) | Check::Affects { why, .. } => Ok(Some(why)),
+        }
+    }
 }
 
 /// What a step works with while it is checked or applied.
@@ -97,6 +142,12 @@ pub trait Step: Send + Sync {
 
     /// Returns the steps that must be satisfied before it is looked at.
     fn needs(&self) -> &[StepId];
+
+    /// Returns whether its check may find an [`Effect`] that the user is to know of before anything is
+    /// changed.
+    fn may_disturb(&self) -> bool {
+        false
+    }
 
     /// Looks at the real world; changes nothing.
     async fn check(&self, context: &Context) -> Result<Check>;

@@ -6,8 +6,10 @@ use async_trait::async_trait;
 
 use super::action::Action;
 use super::adoption;
+use super::contract::{self, Effect};
+use super::found::{Found, is_on};
 use super::machines::Seat;
-use super::media::vm_of;
+use super::provenance::vm_of;
 use super::step::{Check, Context};
 use super::world::{Spot, unless_unreachable};
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::event::Level;
 use crate::guest::readiness;
 use crate::host::Command;
 use crate::hypervisor::virtualbox::Former;
-use crate::hypervisor::{Change, Nesting, Power, Probe};
+use crate::hypervisor::{Actual, Change, Nesting, Power, Probe, Remains};
 use crate::recipe::Ready;
 
 /// How long one look at a guest that was up may take, on bare metal; waiting for it is not a look.
@@ -27,28 +29,85 @@ pub(super) struct Define {
 }
 
 impl Define {
-    async fn changes(&self, seat: &Seat) -> Result<Vec<Change>> {
-        let actual = seat.inspect().await?;
+    /// Returns what must change so that the VM, which is `actual`, is as wanted.
+    async fn changes(&self, seat: &Seat, actual: Option<&Actual>) -> Result<Vec<Change>> {
         let probe = self.spot.world.machines.probe(&self.spot.guest).await?;
-        Ok(seat.hypervisor.changes(&seat.machine.spec, actual.as_ref(), &probe))
+        Ok(seat.hypervisor.changes(&seat.machine.spec, actual, &probe))
     }
+
+    /// Returns the VM as it is, after it was made known again if that was needed; `None` if there is
+    /// nothing of it, and never was anything that it ran with.
+    async fn recover(&self, seat: &Seat) -> Result<Option<Actual>> {
+        match self.spot.find(seat).await? {
+            Found::There(actual) => return Ok(Some(actual)),
+            Found::Absent => return Ok(None),
+            Found::Remains(Remains::Lost(why)) => return Err(self.lost(&why)),
+            Found::Remains(Remains::Known { commands, .. }) => {
+                for command in &commands {
+                    seat.host.check(command).await?;
+                }
+            }
+        }
+        match seat.inspect().await? {
+            Some(actual) => Ok(Some(actual)),
+            None => Err(self.lost("it is not there, though it was just made known again")),
+        }
+    }
+
+    fn lost(&self, why: &str) -> Error {
+        let guest = &self.spot.guest;
+        let why = format!("{guest} has a disk of its own, and cannot be defined: {why}");
+        contract::stuck(&why, &self.spot.world.ways_out_of(guest))
+    }
+
+    /// Returns what follows from making `changes` to the VM.
+    async fn judge(&self, seat: &Seat, actual: &Actual, changes: &[Change]) -> Result<Check> {
+        let guest = &self.spot.guest;
+        if changes.is_empty() {
+            let stays = seat.hypervisor.stays(&seat.machine.spec, actual);
+            return Ok(match stays.as_slice() {
+                [] => Check::Satisfied,
+                _ => Check::Affects {
+                    why: format!("{guest}: {}", stays.join("; ")),
+                    effect: Effect::Keep { guest: guest.clone(), ask: None },
+                },
+            });
+        }
+        let why = summary(changes);
+        if !restarts(actual, changes) {
+            return Ok(Check::Needed(why));
+        }
+        Ok(Check::Affects { why, effect: self.spot.restart().await? })
+    }
+}
+
+/// Returns whether `changes` power the VM off.
+fn restarts(actual: &Actual, changes: &[Change]) -> bool {
+    is_on(&actual.power) && changes.iter().any(|change| change.needs_power_off)
 }
 
 #[async_trait]
 impl Action for Define {
+    fn may_disturb(&self) -> bool {
+        true
+    }
+
     async fn check(&self, _context: &Context) -> Result<Check> {
         let look = async {
             let seat = self.spot.seat().await?;
-            if seat.machine.is_existing()
-                && let Some(actual) = seat.inspect().await?
-            {
-                adoption::refuse_anothers(self.spot.world.machines.lab(), &seat, &actual)?;
+            match self.spot.find(&seat).await? {
+                Found::There(actual) => {
+                    if seat.machine.is_existing() {
+                        let lab = self.spot.world.machines.lab();
+                        adoption::refuse_anothers(lab, &seat, &actual)?;
+                    }
+                    let changes = self.changes(&seat, Some(&actual)).await?;
+                    self.judge(&seat, &actual, &changes).await
+                }
+                Found::Absent => Ok(Check::Needed(summary(&self.changes(&seat, None).await?))),
+                Found::Remains(Remains::Known { why, .. }) => Ok(Check::Needed(why)),
+                Found::Remains(Remains::Lost(why)) => Ok(Check::stuck(&self.lost(&why))),
             }
-            let changes = self.changes(&seat).await?;
-            Ok(match changes.as_slice() {
-                [] => Check::Satisfied,
-                changes => Check::Needed(summary(changes)),
-            })
         };
         unless_unreachable(look.await)
     }
@@ -57,12 +116,20 @@ impl Action for Define {
         let seat = self.spot.seat().await?;
         let machine = &seat.machine;
         self.tell(&seat, context).await?;
-        let changes = self.changes(&seat).await?;
+        let mut actual = self.recover(&seat).await?;
+        let mut changes = self.changes(&seat, actual.as_ref()).await?;
+        if actual.as_ref().is_some_and(|actual| restarts(actual, &changes)) {
+            self.spot.world.agreed_to(&self.spot.restart().await?)?;
+            self.spot.bring_down(context).await?;
+            // What is off is changed by other commands than what runs.
+            actual = self.recover(&seat).await?;
+            changes = self.changes(&seat, actual.as_ref()).await?;
+        }
         if !machine.is_existing() {
-            context.ledger.creating(vm_of(&seat)).await?;
-        } else if let Some(actual) = seat.inspect().await? {
-            adoption::claim(self.spot.world.machines.lab(), &seat, &actual)?;
-            let former = serde_json::to_value(Former::before(&actual, &changes))
+            context.ledger.creating(vm_of(&seat.machine, &seat.recorded)).await?;
+        } else if let Some(actual) = &actual {
+            adoption::claim(self.spot.world.machines.lab(), &seat, actual)?;
+            let former = serde_json::to_value(Former::before(actual, &changes))
                 .map_err(|error| Error::internal("former settings are not JSON").because(error))?;
             context.ledger.former(&seat.recorded, machine.outer, &actual.id, former).await?;
         }
@@ -73,18 +140,29 @@ impl Action for Define {
 
     async fn commands(&self, _context: &Context) -> Result<Vec<Command>> {
         let machines = &self.spot.world.machines;
-        let seen = async { self.changes(&self.spot.seat().await?).await };
-        let changes = match seen.await {
-            Ok(changes) => changes,
-            // Its host is not ready yet: what a fresh VM would take, as far as it is known.
-            Err(_) => {
-                let machine = machines.blueprint().machine(&self.spot.guest)?;
-                let driver = machines.driver(machine.outer);
-                driver.changes(&machine.spec, None, &Probe::presumed(machine.outer))
-            }
+        let seen = async {
+            let seat = self.spot.seat().await?;
+            let actual = match self.spot.find(&seat).await? {
+                Found::There(actual) => Some(actual),
+                Found::Absent => None,
+                Found::Remains(Remains::Known { commands, .. }) => return Ok(commands),
+                Found::Remains(Remains::Lost(_)) => return Ok(Vec::new()),
+            };
+            Ok(commands(self.changes(&seat, actual.as_ref()).await?))
         };
-        Ok(changes.into_iter().flat_map(|change| change.commands).collect())
+        let seen: Result<Vec<Command>> = seen.await;
+        if let Ok(commands) = seen {
+            return Ok(commands);
+        }
+        // Its host is not ready yet: what a fresh VM would take, as far as it is known.
+        let machine = machines.blueprint().machine(&self.spot.guest)?;
+        let driver = machines.driver(machine.outer);
+        Ok(commands(driver.changes(&machine.spec, None, &Probe::presumed(machine.outer))))
     }
+}
+
+fn commands(changes: Vec<Change>) -> Vec<Command> {
+    changes.into_iter().flat_map(|change| change.commands).collect()
 }
 
 impl Define {

@@ -6,23 +6,26 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::blueprint::Blueprint;
+use super::contract::Consent;
 use super::dropped::Remaining;
+use super::found::Begun;
 use super::ground::Ground;
 use super::images::Images;
 use super::l0::{self, Given};
 use super::lock::Lock;
 use super::machines::{Machines, Seat};
+use super::provenance::Fate;
 use super::step::{Check, Context};
 use crate::error::{Error, Kind, Result};
 use crate::guest::Site;
 use crate::host::{HostRef, Patience};
 use crate::hypervisor::Drivers;
-use crate::image::build::BuildOptions;
 use crate::image::build::mirror::Mirror;
+use crate::image::build::{BuildOptions, seed};
 use crate::image::{FetchOptions, ImageFormat, Store};
 use crate::lab::Lab;
-use crate::recipe::budget::{self, Budget};
-use crate::recipe::{HypervisorKind, Recipe};
+use crate::recipe::budget::{self, Budget, Kept, KeptGuest};
+use crate::recipe::{HypervisorKind, Recipe, RecipeOrigin};
 
 /// Everything that a plan is about.
 #[derive(Debug)]
@@ -35,6 +38,12 @@ pub struct World {
     pub images: Images,
     /// What the lab is to be exactly, if it is built by a lock.
     pub lock: Option<Lock>,
+    /// What the user agreed to; see [`World::with_consent`].
+    pub consent: Consent,
+    /// The machines as the recipe wants them, whatever disks they have.
+    drawn: Blueprint,
+    /// What the lab was when this run began.
+    pub begun: Begun,
     /// Where images are kept.
     pub store: Store,
     /// The machines.
@@ -65,13 +74,36 @@ impl World {
         if hypervisor == virtualbox || recipe.host.further.contains(&virtualbox) {
             resources.host_key = drivers.virtualbox.host_key(&*l0).await?;
         }
-        let budget = budget::derive(&recipe, &resources, &images.defaults())?;
+        let kept = kept(&recipe, lab, before.as_ref());
+        let budget = budget::derive_for(&recipe, &resources, &images.defaults(), &kept)?;
+        let begun = Begun::of(lab.status()?, before.as_ref());
         let remaining = Remaining::of(&lab.read_journal()?);
         let blueprint = Blueprint::draw_on(&recipe, &budget, &images, lab, &ground)?;
         let blueprint = blueprint.after(before, &remaining);
+        let drawn = blueprint.clone();
         let machines = Machines::new(lab.clone(), blueprint, l0, drivers);
         let store = Store::open(&cache.join("images"))?;
-        Ok(World { recipe, budget, images, lock: None, store, machines })
+        let (lock, consent) = (None, Consent::default());
+        let world = World { recipe, budget, images, lock, consent, drawn, begun, store, machines };
+        world.with_consent(Consent::default())
+    }
+
+    /// Returns the world in which the user agreed to `consent`: it says which disks stay, and with each all
+    /// that follows from the image that it was made from.
+    pub fn with_consent(mut self, consent: Consent) -> Result<Self> {
+        self.consent = consent;
+        let known = self.machines.lab().status()?;
+        let mut blueprint = self.drawn.clone();
+        for machine in &mut blueprint.machines {
+            let recorded = self.begun.recorded(machine).cloned();
+            if let Some(recorded) = recorded
+                && matches!(self.fate(machine, &known)?, Fate::Kept { .. })
+            {
+                machine.keep_the_disk_of(recorded);
+            }
+        }
+        self.machines.redraw(blueprint);
+        Ok(self)
     }
 
     pub(super) fn fetch_options(&self) -> FetchOptions {
@@ -90,6 +122,31 @@ impl World {
     fn holder(&self) -> Option<Utf8PathBuf> {
         Some(self.machines.lab().directory().to_owned())
     }
+}
+
+/// Returns what the guests of `lab` were built with, as far as `recipe` still says the same of it.
+fn kept(recipe: &Recipe, lab: &Lab, before: Option<&Blueprint>) -> Kept {
+    let text = lab.recipe().unwrap_or_default();
+    let (name, base) = ("the lab's recipe".to_owned(), lab.directory().to_owned());
+    // One that cannot be read any more says nothing against what is there.
+    let old = Recipe::parse(&text, RecipeOrigin::Text { name, base }).ok();
+    let machines = before.into_iter().flat_map(|before| &before.machines);
+    let stays = machines.filter(|machine| {
+        let guest = recipe.guest(&machine.name);
+        guest.is_some_and(|guest| guest.parent == machine.parent)
+    });
+    let built = stays.map(|machine| {
+        let cards = machine.network.cards.iter();
+        let address = |card: &seed::Card| Some((card.network.parse().ok()?, card.address));
+        let kept = KeptGuest {
+            cpus: Some(machine.spec.cpus),
+            memory: Some(machine.spec.memory),
+            subnet: Some(machine.spec.subnet),
+            addresses: cards.filter_map(address).collect(),
+        };
+        (machine.name.clone(), kept)
+    });
+    Kept::of(built, old.as_ref(), recipe)
 }
 
 /// A shared world.

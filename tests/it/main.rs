@@ -20,4 +20,5 @@ mod plan_bench;
 mod qemu_driver;
 mod ssh_host;
 mod support;
+mod up_contract;
 mod virtualbox_native;

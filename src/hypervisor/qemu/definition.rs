@@ -165,17 +165,24 @@ impl Definition {
     }
 
     /// Returns the definition in a `guest.json`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if a newer nestlab wrote it, [`Kind::Stuck`] if it is damaged.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
-        let bad = |why: String| {
-            Error::failed(format!("this guest.json is not one of nestlab's: {why}"))
-                .hint("`nestlab destroy` removes the VM, and `nestlab up` makes it anew")
-        };
-        let definition: Definition =
-            serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
-        if definition.schema > SCHEMA {
-            return Err(bad(format!("schema {} is newer than {SCHEMA}", definition.schema)));
+        #[derive(Deserialize)]
+        struct Format {
+            schema: u32,
         }
-        Ok(definition)
+        let format = serde_json::from_slice::<Format>(bytes);
+        if let Some(newer) = format.ok().filter(|format| format.schema > SCHEMA) {
+            let text =
+                format!("this guest.json was written by a newer nestlab (schema {})", newer.schema);
+            return Err(Error::new(Kind::Io, text).hint("use that version for this lab"));
+        }
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(Kind::Stuck, format!("this guest.json is damaged: {error}"))
+                .hint("`nestlab up` makes it again from what the lab has written down")
+        })
     }
 
     /// Returns the command that writes it, whole or not at all.
@@ -284,6 +291,19 @@ fn grow(spec: &GuestSpec, wanted: &Definition, found: Option<&String>) -> Option
     let mut change = change(DISK_SIZE, bytes.map(shown), format!("at least {size}"));
     change.commands.push(scripts::grow_disk(path, *format, size));
     Some(change)
+}
+
+/// Returns what of `spec` the actual VM does not get: a disk does not shrink.
+pub(super) fn stays(spec: &GuestSpec, actual: &Actual) -> Vec<String> {
+    let bytes = actual.settings.get(DISK_SIZE).and_then(|text| text.parse().ok());
+    let smaller = spec.disk.zip(bytes).filter(|(wanted, bytes)| *bytes > wanted.bytes());
+    let told = smaller.map(|(wanted, bytes)| {
+        format!(
+            "its disk stays at {}, though the recipe says {wanted}: a disk does not shrink",
+            shown(bytes)
+        )
+    });
+    told.into_iter().collect()
 }
 
 fn change(setting: &str, actual: Option<String>, wanted: String) -> Change {
@@ -405,7 +425,11 @@ mod tests {
             small[0].commands[0].argv(),
             ["qemu-img", "resize", "-q", "-f", "qcow2", "--", "/lab/l1/disk.qcow2", "21474836480"]
         );
-        assert_eq!(changes(&spec, Some(&actual(&spec, Some(40 << 30)))), []);
+        let large = actual(&spec, Some(40 << 30));
+        assert_eq!(changes(&spec, Some(&large)), []);
+        let told = stays(&spec, &large);
+        assert!(told[0].contains("40GiB") && told[0].contains("20GiB"), "{told:?}");
+        assert_eq!(stays(&spec, &actual(&spec, Some(20 << 30))), [""; 0]);
     }
 
     #[test]
@@ -438,6 +462,13 @@ mod tests {
         json["schema"] = 2.into();
         let error = Definition::parse(json.to_string().as_bytes()).expect_err("newer");
         assert!(error.message().contains("newer"), "{error}");
+        assert_eq!(error.kind(), Kind::Io);
+        // Also if it has what this one does not know.
+        let error = Definition::parse(br#"{"schema":2,"disks":[]}"#).expect_err("newer");
+        assert_eq!(error.kind(), Kind::Io);
+        for damaged in [&b""[..], b"{", br#"{"schema":1}"#] {
+            assert_eq!(Definition::parse(damaged).expect_err("damaged").kind(), Kind::Stuck);
+        }
     }
 
     #[test]

@@ -47,10 +47,10 @@ pub use self::micro_guest::Sighting;
 use self::snapshot::Restored;
 use self::vm::Site;
 use super::{
-    Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Origin, Power,
-    Probe, Stop, Trace,
+    Acceleration, Actual, Change, Firmware, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Origin,
+    Power, Probe, Remains, Stop, Trace,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host, Patience, StreamAddress};
 
@@ -113,6 +113,41 @@ impl Hypervisor for Qemu {
 
     fn changes(&self, spec: &GuestSpec, actual: Option<&Actual>, _probe: &Probe) -> Vec<Change> {
         definition::changes(spec, actual)
+    }
+
+    fn stays(&self, spec: &GuestSpec, actual: &Actual) -> Vec<String> {
+        definition::stays(spec, actual)
+    }
+
+    async fn remains(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        recorded: Option<&GuestSpec>,
+    ) -> Result<Remains> {
+        let folder = Folder(&spec.directory);
+        let what = match self.site(host, spec).look().await {
+            Ok(Some(_)) => return Err(Error::internal(format!("{} is defined", spec.vm))),
+            Ok(None) => "missing",
+            Err(error) if error.kind() == Kind::Stuck => "damaged",
+            Err(error) => return Err(error),
+        };
+        let why = format!("{}, which says what it is, is {what}", folder.definition());
+        let Some(recorded) = recorded else {
+            return Ok(Remains::Lost(format!("{why}, and the lab has not written it down")));
+        };
+        let variables = Command::new("test").args(["-e", folder.efi_variables().as_str()]);
+        let uefi = host.run(&variables).await?.exit.success().then_some(Firmware::Efi);
+        let definition = Definition::after(recorded, uefi)?;
+        Ok(Remains::Known { why, commands: vec![definition.write(folder)] })
+    }
+
+    async fn set_aside(&self, host: &dyn Host, spec: &GuestSpec, kept: &Utf8Path) -> Result<()> {
+        let site = self.site(host, spec);
+        if site.process().await?.is_some() {
+            return Err(site.failure("runs, and what runs is not moved"));
+        }
+        host.check(&super::aside::command(&spec.directory, kept)).await.map(drop)
     }
 
     async fn change(

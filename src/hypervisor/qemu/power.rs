@@ -16,7 +16,7 @@ use super::vm::{self, LOOK_AGAIN, Site};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::{Command, Host};
-use crate::hypervisor::{Firmware, FoundVm, GuestSpec, Power, Probe, Stop};
+use crate::hypervisor::{Firmware, FoundVm, GuestSpec, Power, Probe, Stop, still_on};
 
 /// How long a guest that is to be changed may take on bare metal to shut down, before the plug is pulled.
 pub(super) const SHUTS_DOWN: Duration = Duration::from_secs(60);
@@ -197,10 +197,10 @@ async fn with_log(site: Site<'_>, error: Error) -> Error {
     error.tail(&said)
 }
 
-/// Stops the VM: by the power button, by QMP, by SIGKILL to the process that is proven to be it.
+/// Stops the VM: by the power button, by QMP, by SIGKILL to the process that is proven to be it. What became
+/// of its definition does not matter.
 pub(super) async fn stop(site: Site<'_>, how: Stop, feed: &Feed) -> Result<()> {
-    let Some(vm) = site.look().await? else { return Ok(()) };
-    if let Some(pid) = vm.pid {
+    if let Some(pid) = site.process().await? {
         end(site, pid, how, feed).await?;
     }
     site.host.check(&scripts::forget(site.folder())).await?;
@@ -209,10 +209,13 @@ pub(super) async fn stop(site: Site<'_>, how: Stop, feed: &Feed) -> Result<()> {
 
 /// Ends the VM's process `pid`.
 async fn end(site: Site<'_>, pid: u32, how: Stop, feed: &Feed) -> Result<()> {
-    if let Stop::Graceful(grace) = how {
+    if let Stop::Graceful(grace) | Stop::Ask(grace) = how {
         feed.doing("waiting for the guest to shut down");
         if shut_down(site, pid, grace).await && gone(site, pid).await? {
             return Ok(());
+        }
+        if let Stop::Ask(grace) = how {
+            return Err(still_on(&site.spec.vm, grace).on(site.host.name()));
         }
         feed.doing("pulling the plug");
     }

@@ -48,26 +48,44 @@ pub(super) fn disk_info(path: &Utf8Path, format: DiskFormat) -> Command {
 /// What [`LOOK`] exits with where there is no definition.
 pub(super) const NOT_DEFINED: i32 = 3;
 
-/// Prints the definition in the folder `$1`, `alive` if QEMU did not end itself, and then, if there is a
-/// process with the noted id, that id and the process's arguments; each with a NUL.
-const LOOK: &str = r#"
-[ -e "$1/guest.json" ] || exit 3
-cat -- "$1/guest.json" || exit 1
-printf '\0'
+/// Prints `alive` if QEMU did not end itself in the folder `$1`, and then, if there is a process with the
+/// noted id, that id and the process's arguments; each with a NUL.
+macro_rules! process {
+    () => {
+        r#"
 [ ! -e "$1/run/alive" ] || printf alive
 printf '\0'
 pid=
 [ ! -e "$1/pid" ] || read -r pid <"$1/pid"
 case $pid in '' | *[!0-9]*) exit 0 ;; esac
 [ -e "/proc/$pid/cmdline" ] || exit 0
+# What is just becoming QEMU, as by a program that wraps it, has no arguments for a moment.
+[ -n "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")" ] || sleep 0.1
 printf '%s\0' "$pid"
 cat -- "/proc/$pid/cmdline" 2>/dev/null || true
-"#;
+"#
+    };
+}
+
+/// Prints the definition in the folder `$1` with a NUL, and then its process.
+const LOOK: &str = concat!(
+    r#"
+[ -e "$1/guest.json" ] || exit 3
+cat -- "$1/guest.json" || exit 1
+printf '\0'
+"#,
+    process!()
+);
 
 /// Returns the command that looks at a VM; `inspect` reads its answer.
 pub(super) fn look(folder: Folder<'_>) -> Command {
     let look = [CUT_LOGS, LOOK].concat();
     Command::new("sh").args(["-c", &look, "nestlab-look"]).arg(folder.0.as_str())
+}
+
+/// Returns the command that looks at a VM's process alone, whatever became of its definition.
+pub(super) fn process(folder: Folder<'_>) -> Command {
+    script(process!(), "nestlab-process").arg(folder.0.as_str())
 }
 
 /// Prints of every process that is a QEMU its id and its arguments, each with a NUL, and a further NUL. A process

@@ -38,6 +38,13 @@ pub(super) struct Vm {
     pub(super) died: bool,
 }
 
+/// A VM's process, as far as there is one.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    pid: Option<u32>,
+    died: bool,
+}
+
 impl<'a> Site<'a> {
     /// Returns the VM's folder.
     pub(super) fn folder(self) -> Folder<'a> {
@@ -69,9 +76,16 @@ impl<'a> Site<'a> {
         Ok(Some(vm))
     }
 
+    /// Returns the VM's process, also if its definition is missing or damaged.
+    pub(super) async fn process(self) -> Result<Option<u32>> {
+        let printed = self.host.check(&scripts::process(self.folder())).await?.stdout;
+        let parts = printed.split(|byte| *byte == 0);
+        Ok(process(parts, &self.spec.uuid().to_string()).pid)
+    }
+
     /// Returns whether `pid` is still the VM's process.
     pub(super) async fn is_alive(self, pid: u32) -> Result<bool> {
-        Ok(self.look().await?.is_some_and(|vm| vm.pid == Some(pid)))
+        Ok(self.process().await? == Some(pid))
     }
 
     /// Looks at the VM, which must be defined.
@@ -117,18 +131,23 @@ fn one_found(process: &[&[u8]]) -> Option<FoundVm> {
     id.bytes().all(|byte| byte.is_ascii_digit()).then_some(FoundVm { name, id, uuid, file: None })
 }
 
-/// Returns what [`scripts::look`] printed: the definition, whether QEMU left its mark, a process id, that
-/// process's arguments. The process is the VM's only if it has the VM's UUID among them; any other has
-/// got the id after QEMU ended.
+/// Returns what [`scripts::look`] printed: the definition, and the VM's process.
 fn parse(printed: &[u8]) -> Result<Vm> {
     let mut parts = printed.split(|byte| *byte == 0);
     let definition = Definition::parse(parts.next().unwrap_or_default())?;
-    let uuid = definition.uuid.to_string();
+    let Process { pid, died } = process(parts, &definition.uuid.to_string());
+    Ok(Vm { definition, pid, died })
+}
+
+/// Returns what [`scripts::process`] printed: whether QEMU left its mark, a process id, that process's
+/// arguments. The process is the VM's only if it has the VM's UUID among them; any other has got the id
+/// after QEMU ended.
+fn process<'a>(mut parts: impl Iterator<Item = &'a [u8]>, uuid: &str) -> Process {
     let marked = parts.next() == Some(b"alive");
     let pid = parts.next().and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
     let arguments: Vec<&[u8]> = parts.collect();
     let ours = arguments.windows(2).any(|pair| pair == [b"-uuid", uuid.as_bytes()]);
-    Ok(Vm { definition, pid: pid.filter(|_| ours), died: marked && !ours })
+    Process { pid: pid.filter(|_| ours), died: marked && !ours }
 }
 
 /// Returns the state that QEMU calls `status`: the words of `RunState` in its QAPI schema.

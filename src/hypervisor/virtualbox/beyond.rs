@@ -87,7 +87,7 @@ impl VirtualBox {
         if way_back.is_empty() {
             return Ok(());
         }
-        self.power_off(&manage, &actual, &former.name, feed).await?;
+        self.power_off(&manage, &actual, &former.name, Stop::Ask, feed).await?;
         for (setting, args) in way_back {
             feed.doing(format!("restoring {setting}"));
             let command = manage.command(["modifyvm", &former.vm]).args(args);

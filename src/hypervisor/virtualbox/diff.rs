@@ -9,6 +9,7 @@ use super::tsc;
 use super::version::Spelling;
 use crate::host::Command;
 use crate::hypervisor::{Actual, Change, Forward, GuestSpec, Media, Origin, Power, Probe};
+use crate::recipe::Mebibytes;
 
 /// Stands for a port in a command that is not run yet: the one that is free on the guest's host when it
 /// is.
@@ -341,13 +342,35 @@ pub(crate) fn first_disk(vm: &Settings) -> Option<Slot> {
         .find(|slot| vm.contains_key(&slot.uuid_setting()))
 }
 
-/// Returns the folder that VirtualBox makes for the VM in the guest's own; it writes what is odd in a
-/// file's name as an underscore.
+/// Returns the folder that VirtualBox makes for the VM in the guest's own.
 pub(crate) fn vm_folder(spec: &GuestSpec) -> Utf8PathBuf {
+    spec.directory.join(file_name(spec))
+}
+
+/// Returns the file in that folder in which VirtualBox keeps the VM's settings.
+pub(crate) fn settings_file(spec: &GuestSpec) -> Utf8PathBuf {
+    vm_folder(spec).join(format!("{}.vbox", file_name(spec)))
+}
+
+/// Returns the VM's name as VirtualBox writes it as a file's: with an underscore for what is odd.
+fn file_name(spec: &GuestSpec) -> String {
     let plain = |c: char| if c.is_alphanumeric() || " ()-_.&".contains(c) { c } else { '_' };
     let name: String = spec.vm.chars().map(plain).collect();
-    let name = name.strip_prefix('.').map_or(name.clone(), |rest| format!("_{rest}"));
-    spec.directory.join(name)
+    name.strip_prefix('.').map_or(name.clone(), |rest| format!("_{rest}"))
+}
+
+/// Returns what of `spec` the actual VM does not get, a sentence each.
+pub(crate) fn stays(spec: &GuestSpec, actual: &Actual) -> Vec<String> {
+    let disk = actual.settings.get(DISK_MIB).and_then(|mib| Mebibytes::new(mib.parse().ok()?));
+    let Some((wanted, disk)) = spec.disk.zip(disk).filter(|(wanted, disk)| wanted != disk) else {
+        return Vec::new();
+    };
+    let why = match disk > wanted {
+        true => "a disk does not shrink",
+        false if actual.settings.contains_key("SnapshotName") => "one with snapshots does not grow",
+        false => return Vec::new(),
+    };
+    vec![format!("its disk stays at {disk}, though the recipe says {wanted}: {why}")]
 }
 
 #[cfg(test)]

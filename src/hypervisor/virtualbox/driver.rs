@@ -18,7 +18,7 @@ use crate::event::Feed;
 use crate::host::{Command, Host, Patience, StreamAddress};
 use crate::hypervisor::{
     Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin,
-    Power, Probe, Stop, Trace,
+    Power, Probe, Remains, Stop, Trace,
 };
 
 /// How long a guest may take on bare metal to shut down when its power button is pressed.
@@ -94,6 +94,7 @@ impl VirtualBox {
         manage: &Manage<'_>,
         actual: &Actual,
         name: &str,
+        how: fn(Duration) -> Stop,
         feed: &Feed,
     ) -> Result<()> {
         let host = manage.host();
@@ -109,7 +110,7 @@ impl VirtualBox {
             )));
         }
         let grace = self.patience(host).limit(SHUTS_DOWN);
-        machine::stop(manage, actual, Stop::Graceful(grace), self.settles(host), feed).await
+        machine::stop(manage, actual, how(grace), self.settles(host), feed).await
     }
 
     /// Returns the VM of `spec` as [`diff::changes`] compares it; asks for no more than that looks at.
@@ -137,7 +138,8 @@ impl VirtualBox {
         if changes.iter().any(|change| change.needs_power_off)
             && let Some(actual) = actual
         {
-            self.power_off(manage, actual, &spec.vm, feed).await?;
+            let how = if is_existing(spec) { Stop::Ask } else { Stop::Graceful };
+            self.power_off(manage, actual, &spec.vm, how, feed).await?;
         }
         for change in changes {
             feed.doing(format!("{}: {}", change.setting, change.wanted));
@@ -148,6 +150,11 @@ impl VirtualBox {
         }
         Ok(())
     }
+}
+
+/// Whether it is the user's, and never cut off.
+fn is_existing(spec: &GuestSpec) -> bool {
+    matches!(spec.origin, Origin::Existing { .. })
 }
 
 /// Whether a command makes a disk image that VirtualBox may know from an interrupted run.
@@ -174,6 +181,12 @@ fn not_there(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
     Error::failed(format!("the VM {} is not there", spec.vm))
         .on(manage.host().name())
         .hint("`nestlab up` makes it")
+}
+
+fn not_listed(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
+    Error::failed(format!("VirtualBox does not list {}, which it has just changed", spec.vm))
+        .on(manage.host().name())
+        .hint("run the same command again")
 }
 
 /// Returns the UUID of the VM's snapshot `name`; of several the first.
@@ -249,6 +262,23 @@ impl Hypervisor for VirtualBox {
         diff::changes(spec, actual, probe)
     }
 
+    fn stays(&self, spec: &GuestSpec, actual: &Actual) -> Vec<String> {
+        diff::stays(spec, actual)
+    }
+
+    async fn remains(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        _recorded: Option<&GuestSpec>,
+    ) -> Result<Remains> {
+        machine::remains(&self.manage(host).await?, spec).await
+    }
+
+    async fn set_aside(&self, host: &dyn Host, spec: &GuestSpec, kept: &Utf8Path) -> Result<()> {
+        machine::set_aside(&self.manage(host).await?, spec, kept).await
+    }
+
     async fn change(
         &self,
         host: &dyn Host,
@@ -269,7 +299,9 @@ impl Hypervisor for VirtualBox {
             }
             self.apply(&manage, spec, actual.as_ref(), &left, feed).await?;
             actual = self.look_at(&manage, spec).await?;
-            left = diff::changes(spec, actual.as_ref(), &probe);
+            // To make it again would remove what was just made, or what a guest has written.
+            let changed = actual.as_ref().ok_or_else(|| not_listed(&manage, spec))?;
+            left = diff::changes(spec, Some(changed), &probe);
         }
         if left.is_empty() {
             return Ok(());
@@ -313,6 +345,10 @@ impl Hypervisor for VirtualBox {
 
     async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
         let manage = self.manage(host).await?;
+        let how = match how {
+            Stop::Graceful(grace) if is_existing(spec) => Stop::Ask(grace),
+            how => how,
+        };
         match machine::inspect(&manage, spec).await? {
             Some(actual) => machine::stop(&manage, &actual, how, self.settles(host), feed).await,
             None => Ok(()),

@@ -11,7 +11,9 @@ use super::{diff, storage};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Feed, Level};
 use crate::host::Command;
-use crate::hypervisor::{self, Actual, FoundVm, GuestSpec, Media, Origin, Power, Stop};
+use crate::hypervisor::{
+    self, Actual, FoundVm, GuestSpec, Media, Origin, Power, Remains, Stop, aside, still_on,
+};
 
 /// How often a VM is looked at that is to change its state.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -226,8 +228,8 @@ pub(crate) async fn stop(
     if matches!(actual.power, Power::Changing(_)) {
         power = wait_until_off(manage, uuid, settles).await?;
     }
-    if let (Some(Power::Running), Stop::Graceful(grace)) = (&power, how) {
-        feed.doing("pressing the power button");
+    if let (Some(Power::Running), Stop::Graceful(grace) | Stop::Ask(grace)) = (&power, how) {
+        feed.doing("waiting for it to shut down: its power button was pressed");
         match manage.run(&["controlvm", uuid, "acpipowerbutton"]).await {
             Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
             Err(failure) => return Err(failure.into()),
@@ -236,6 +238,10 @@ pub(crate) async fn stop(
     }
     if power.as_ref().is_none_or(is_off) {
         return Ok(());
+    }
+    let name = actual.settings.get("name").map_or(uuid, String::as_str);
+    if let Stop::Ask(grace) = how {
+        return Err(still_on(name, grace).on(manage.host().name()));
     }
     feed.doing("pulling the plug");
     match manage.run(&["controlvm", uuid, "poweroff"]).await {
@@ -246,10 +252,73 @@ pub(crate) async fn stop(
         None => Ok(()),
         Some(power) if is_off(&power) => Ok(()),
         Some(_) => {
-            let name = actual.settings.get("name").map_or(uuid, String::as_str);
             Err(Error::failed(format!("VirtualBox does not stop {name}")).on(manage.host().name()))
         }
     }
+}
+
+/// Says of the settings file `$1` whether it is `whole`, only its `former` version is, which VirtualBox keeps
+/// beside it, or it is `broken`. Both end with their last tag, if they are whole.
+const SETTINGS: &str = r#"
+whole() { [ -f "$1" ] && tail -c 256 -- "$1" | grep -q '</VirtualBox>'; }
+if whole "$1"; then echo whole; elif whole "$1-prev"; then echo former; else echo broken; fi
+"#;
+
+/// Puts the former version in the place of the settings file `$1`, which is kept.
+const RESTORE: &str = r#"
+set -e
+[ ! -e "$1" ] || mv -f -- "$1" "$1-broken"
+cp -p -- "$1-prev" "$1"
+"#;
+
+/// Returns what there is of the VM of `spec`, which VirtualBox does not list, or lists as inaccessible.
+pub(crate) async fn remains(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Remains> {
+    let file = diff::settings_file(spec);
+    let script =
+        |text: &'static str, name: &str| Command::new("sh").args(["-c", text, name, file.as_str()]);
+    let found = manage.host().check(&script(SETTINGS, "nestlab-settings")).await?.text();
+    let registered = registered_in(manage, &spec.directory).await?;
+    let register = manage.command(["registervm", file.as_str()]);
+    Ok(match (found.trim(), registered.as_slice()) {
+        ("whole", []) => Remains::Known {
+            why: format!("VirtualBox does not list it, and {file} is there"),
+            commands: vec![register],
+        },
+        ("former", registered) => {
+            let forget = registered.iter().map(|uuid| manage.command(["unregistervm", uuid]));
+            let restore = [script(RESTORE, "nestlab-restore")];
+            Remains::Known {
+                why: format!("{file} is damaged, and its former version is there"),
+                commands: restore.into_iter().chain(forget).chain([register]).collect(),
+            }
+        }
+        ("whole", _) => Remains::Lost(format!(
+            "VirtualBox cannot use {file}: it may be of a newer VirtualBox, or may not be read"
+        )),
+        _ => Remains::Lost(format!("{file}, which says what it is, is missing or damaged")),
+    })
+}
+
+/// Forgets the VM of `spec`, which is off, and moves all that it has to `kept`.
+pub(crate) async fn set_aside(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    kept: &Utf8Path,
+) -> Result<()> {
+    for uuid in registered_in(manage, &spec.directory).await? {
+        if let Some(actual) = show(manage, &uuid).await?
+            && !is_off(&actual.power)
+        {
+            let text = format!("{} runs, and what runs is not moved", spec.vm);
+            return Err(Error::failed(text).on(manage.host().name()));
+        }
+        match manage.run(&["unregistervm", &uuid]).await {
+            Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    forget_media(manage, &spec.directory).await?;
+    manage.host().check(&aside::command(&spec.directory, kept)).await.map(drop)
 }
 
 /// Removes the VM that nestlab made for `spec`, with its media and its folder, as far as each is there.

@@ -202,6 +202,43 @@ async fn a_guest_that_ignores_its_power_button_loses_its_power() {
 }
 
 #[tokio::test]
+async fn a_vm_of_the_users_is_asked_to_shut_down_and_never_cut_off() {
+    let host = host()
+        .looked_up("running")
+        .expect(vbox(&["controlvm", UUID, "acpipowerbutton"]))
+        .prints("")
+        .running(true)
+        .running(true);
+    let (spec, how) = (existing("nestlab-demo-l2"), Stop::Graceful(Duration::from_millis(1)));
+    let error = VirtualBox::new().stop(&host, &spec, how, &Feed::silent()).await.unwrap_err();
+    assert!(error.message().contains("still on"), "{error:?}");
+    let seen = host.seen();
+    assert!(!seen.iter().any(|command| command.argv().contains(&"poweroff".to_owned())));
+}
+
+#[tokio::test]
+async fn a_vm_that_vanishes_while_it_is_changed_is_not_made_again() {
+    let command = crate::host::Command::new("VBoxManage").args(["modifyvm", UUID, "--cpus", "1"]);
+    let change = crate::hypervisor::Change {
+        setting: "cpus".into(),
+        actual: Some("2".into()),
+        wanted: "1".into(),
+        commands: vec![command],
+        needs_power_off: true,
+    };
+    let host = host()
+        .looked_up("poweroff")
+        .expect(vbox(&["modifyvm", UUID, "--cpus", "1"]))
+        .prints("")
+        .expect(vbox(&["list", "vms"]))
+        .prints(format!("\"<inaccessible>\" {{{UUID}}}\n"));
+    let changed = VirtualBox::new().change(&host, &spec(), &[change], &Feed::silent()).await;
+    let error = changed.unwrap_err();
+    assert!(error.message().contains("does not list"), "{error:?}");
+    assert!(!host.seen().iter().any(|command| command.argv()[0] == "rm"));
+}
+
+#[tokio::test]
 async fn a_guest_that_shuts_down_keeps_its_power_until_it_has() {
     let host = host()
         .looked_up("running")

@@ -227,7 +227,7 @@ impl Store {
             }
             Err(_) => folder.join(Content::FILE),
         };
-        self.into_quarantine(name, &folder, &file, why).map(Some)
+        self.move_to_quarantine(name, &folder, &file, why).map(Some)
     }
 
     /// Takes what lies in `folder` out of the store, whatever its note says of it now; `None` if it is not
@@ -246,11 +246,11 @@ impl Store {
         let named = self.content(folder).ok().flatten().map(|content| content.file);
         let named = named.filter(|file| is_plain_file_name(file)).map(|file| folder.join(file));
         let file = named.filter(|file| file.symlink_metadata().is_ok()).unwrap_or(note);
-        self.into_quarantine(name, folder, &file, why).map(Some)
+        self.move_to_quarantine(name, folder, &file, why).map(Some)
     }
 
     /// Moves `file` from `folder` into quarantine and removes the rest, but for who needs the image.
-    fn into_quarantine(
+    fn move_to_quarantine(
         &self,
         name: &ImageName,
         folder: &Utf8Path,

@@ -1,6 +1,7 @@
 //! CPUs: a guest has at most one fewer than its host, never under one. An outermost guest gets all of
 //! them; a deeper one starts with one. An existing VM keeps its own, as far as it runs no guests.
 
+use super::kept::settled;
 use super::{Derived, Limit, Work};
 use crate::recipe::Amount;
 use crate::recipe::units::Cpus;
@@ -53,7 +54,7 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Cpus>>> {
             }
             None => Derived::because(Amount::Just(Cpus::ONE), start(work.image(guest).cpus)),
         };
-        derived.push(cpus);
+        derived.push(settled(cpus, work.kept(guest).cpus));
     }
     derived
 }

@@ -2,6 +2,7 @@
 //! from the inside out: a guest with guests gets what they need and a reserve. An existing VM keeps its own,
 //! unless its guests need more.
 
+use super::kept::settled;
 use super::{Derived, Limit, Work};
 use crate::recipe::Amount;
 use crate::recipe::tree::Guest;
@@ -31,11 +32,12 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Mebibytes>>> {
         let children = work.children(Some(&guest.name.value));
         let inside: u64 =
             children.iter().filter_map(|&child| memory[child].as_ref()).map(mib).sum();
-        memory[index] = Some(match &guest.memory {
+        let derived = match &guest.memory {
             Some(given) => Derived::given(Amount::Just(given.value)),
             None if guest.is_existing() => of_existing(guest, inside),
             None => of_guest(work, guest, inside).map(Amount::Just),
-        });
+        };
+        memory[index] = Some(settled(derived, work.kept(guest).memory));
     }
     let memory: Vec<_> = memory.into_iter().flatten().collect();
     check(work, None, work.host.memory, &memory);

@@ -7,12 +7,14 @@
 //! | memory | the guests of one host fit into it beside its own system | `memory` |
 //! | disk | room for the guests' images and disks | `disk` |
 //! | subnet, addresses | differ from all networks around it | `subnet` |
+//! | all but the Host Key | stay in a lab that was built, unless its recipe changed | `kept` |
 //! | Host Key | differs from all levels around it | `keys` |
 //! | firmware, readiness | what the image offers and the hypervisor can | `boot` |
 
 mod boot;
 mod cpus;
 mod disk;
+mod kept;
 mod keys;
 mod memory;
 mod subnet;
@@ -26,6 +28,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+pub use kept::{Kept, KeptGuest};
 pub use memory::reserve;
 pub use view::{GuestView, WayOut};
 
@@ -198,7 +201,17 @@ pub fn derive(
     host: &Resources,
     images: &BTreeMap<GuestName, ImageDefaults>,
 ) -> Result<Budget> {
-    let mut work = Work { recipe, host, images, faults: Vec::new() };
+    derive_for(recipe, host, images, &Kept::default())
+}
+
+/// As [`derive`], for a lab that was built with what `kept` has.
+pub fn derive_for(
+    recipe: &Recipe,
+    host: &Resources,
+    images: &BTreeMap<GuestName, ImageDefaults>,
+    kept: &Kept,
+) -> Result<Budget> {
+    let mut work = Work { recipe, host, images, kept, faults: Vec::new() };
     let cpus = cpus::derive(&mut work);
     let memory = memory::derive(&mut work);
     let disk = disk::derive(&mut work);
@@ -267,6 +280,7 @@ struct Work<'a> {
     recipe: &'a Recipe,
     host: &'a Resources,
     images: &'a BTreeMap<GuestName, ImageDefaults>,
+    kept: &'a Kept,
     faults: Vec<Fault>,
 }
 

@@ -3,7 +3,9 @@
 //! NATs do not meet. A network that guests of one host share has a subnet of its own, and each of its
 //! guests an address in it: there is no DHCP server.
 
-use super::{Derived, Limit, Link, Network, Work};
+use std::net::Ipv4Addr;
+
+use super::{Derived, Kept, Limit, Link, Network, Work};
 use crate::recipe::MAX_LEVEL;
 use crate::recipe::tree::Guest;
 use crate::recipe::units::{GuestName, NetworkName};
@@ -32,10 +34,25 @@ fn candidates() -> impl Iterator<Item = Subnet> {
     ten.chain(other).chain(home)
 }
 
-/// Returns the subnets that no network of L0 overlaps, in order.
+/// Returns the subnets that no network of L0 overlaps, and that no guest was built with, in order.
 fn free<'a>(work: &Work<'a>) -> impl Iterator<Item = Subnet> + use<'a> {
-    let networks = &work.host.networks;
-    candidates().filter(|subnet| !networks.iter().any(|network| network.overlaps(*subnet)))
+    let (networks, kept) = (&work.host.networks, work.kept);
+    candidates()
+        .filter(|subnet| !networks.iter().any(|network| network.overlaps(*subnet)))
+        .filter(|subnet| !is_kept(kept, *subnet))
+}
+
+fn is_kept(kept: &Kept, subnet: Subnet) -> bool {
+    kept.guests().any(|guest| {
+        let within = |address: &Ipv4Addr| of_address(*address) == subnet;
+        guest.subnet == Some(subnet) || guest.addresses.values().any(within)
+    })
+}
+
+/// Returns the subnet of a guest's address.
+fn of_address(address: Ipv4Addr) -> Subnet {
+    let [a, b, c, _] = address.octets();
+    Subnet::new(a, b, c)
 }
 
 pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
@@ -45,6 +62,10 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
     let mut derived = Vec::new();
     for guest in guests {
         let index = guest.level as usize - 1;
+        if let Some(kept) = work.kept(guest).subnet {
+            derived.push(Derived::because(kept, "as the lab was built"));
+            continue;
+        }
         let Some(&subnet) = free.get(index) else {
             let message = "L0's networks leave no private subnet for this guest";
             work.refuse(
@@ -73,7 +94,7 @@ pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
     let mut seen: Vec<(Option<&GuestName>, &NetworkName)> = Vec::new();
     let mut links = Vec::new();
     for guest in work.recipe.guests() {
-        let mut own = Vec::new();
+        let mut links_of_guest = Vec::new();
         for network in &guest.networks {
             let key = (guest.parent.as_ref(), network);
             let index = seen.iter().position(|other| *other == key).unwrap_or_else(|| {
@@ -83,8 +104,18 @@ pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
             if !work.image(guest).seeded {
                 continue;
             }
-            let subnet = free(work).nth(MAX_LEVEL as usize + index);
-            let address = subnet.zip(place(work, guest, network));
+            let built = addresses(work, guest, network);
+            let subnet = match built.first() {
+                Some(one) => Some(of_address(*one)),
+                None => free(work).nth(MAX_LEVEL as usize + index),
+            };
+            let taken: Vec<u8> = built.iter().map(|address| address.octets()[3]).collect();
+            let own = work.kept(guest).addresses.get(network).map(|address| address.octets()[3]);
+            let last = own.or_else(|| {
+                let from = place(work, guest, network)?;
+                (from..255).chain(1..from).find(|last| !taken.contains(last))
+            });
+            let address = subnet.zip(last);
             let Some((subnet, last)) = address else {
                 let message = format!("no private address is left for this guest on `{network}`");
                 let help = "disconnect a VPN that routes all, or split the network";
@@ -92,11 +123,17 @@ pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
                 continue;
             };
             let (network, address) = (network.clone(), subnet.address(last));
-            own.push(Link { network, subnet, address });
+            links_of_guest.push(Link { network, subnet, address });
         }
-        links.push(own);
+        links.push(links_of_guest);
     }
     links
+}
+
+/// Returns the addresses that the guests of one host which share `network` with `guest` were built with.
+fn addresses(work: &Work<'_>, guest: &Guest, network: &NetworkName) -> Vec<Ipv4Addr> {
+    let beside = work.recipe.guests().iter().filter(|other| other.parent == guest.parent);
+    beside.filter_map(|other| work.kept(other).addresses.get(network).copied()).collect()
 }
 
 /// Returns the guest's place, from 1, among those of its host that share `network`.

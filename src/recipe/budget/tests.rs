@@ -538,3 +538,86 @@ proptest! {
         keeps_every_rule(&recipe, &large, &budget)?;
     }
 }
+
+/// What the guests of a lab with this budget were built with.
+fn built(budget: &Budget, old: &Recipe, new: &Recipe) -> Kept {
+    let guests = budget.guests.iter().map(|guest| {
+        let address = |link: &Link| (link.network.clone(), link.address);
+        let kept = KeptGuest {
+            cpus: Some(guest.cpus.value),
+            memory: Some(guest.memory.value),
+            subnet: Some(guest.subnet.value),
+            addresses: guest.links.iter().map(address).collect(),
+        };
+        (guest.name.clone(), kept)
+    });
+    Kept::of(guests, Some(old), new)
+}
+
+#[test]
+fn a_lab_that_was_built_stays_as_it_is_whatever_l0_looks_like_now() {
+    let lan = "[[guest]]\nname = \"a\"\nparent = \"l1\"\nimage = \"i\"\nnetworks = [\"lan\"]\n";
+    let recipe = with_guests(&format!("{CHAIN}{lan}{}", lan.replace("\"a\"", "\"b\"")));
+    let seeded = ImageDefaults { seeded: true, ..ImageDefaults::default() };
+    let images: BTreeMap<GuestName, ImageDefaults> =
+        ["a", "b"].map(|name| (name.parse().expect("a name"), seeded.clone())).into();
+    let mut host = machine(8, 32);
+    let before = derive(&recipe, &host, &images).expect("it fits");
+    host.cores = Cpus::new(4).expect("not zero");
+    host.networks = vec![Network { address: Ipv4Addr::new(10, 0, 0, 0), prefix: 8 }];
+    let larger = ImageDefaults { memory: Some(Mebibytes::gib(2)), ..seeded };
+    let images: BTreeMap<GuestName, ImageDefaults> =
+        ["a", "b"].map(|name| (name.parse().expect("a name"), larger.clone())).into();
+    let kept = built(&before, &recipe, &recipe);
+    let after = derive_for(&recipe, &host, &images, &kept).expect("it stays");
+    for (before, after) in before.guests.iter().zip(&after.guests) {
+        assert_eq!(before.cpus.value, after.cpus.value, "{}", before.name);
+        assert_eq!(before.memory.value, after.memory.value, "{}", before.name);
+        assert_eq!(before.subnet.value, after.subnet.value, "{}", before.name);
+        assert_eq!(before.links, after.links, "{}", before.name);
+    }
+    let anew = derive(&recipe, &host, &images).expect("it fits");
+    assert_ne!(anew.guests[0].subnet.value, before.guests[0].subnet.value, "L0 did not change");
+}
+
+#[test]
+fn what_the_recipe_says_otherwise_is_derived_anew_and_the_rest_stays() {
+    let with = |words: &str| with_guests(&CHAIN.replacen("image", &format!("{words}image"), 1));
+    let (old, new) = (with("cpus = 3\nmemory = \"8GiB\"\n"), with(""));
+    let before = budget(&old, &machine(8, 32));
+    let kept = built(&before, &old, &new);
+    let derive = |recipe: &Recipe, kept: &Kept| {
+        derive_for(recipe, &machine(8, 32), &BTreeMap::new(), kept).expect("it fits")
+    };
+    let after = derive(&new, &kept);
+    assert_eq!(after.guests[0], budget(&new, &machine(8, 32)).guests[0].clone().kept_subnet());
+    let given = derive(&old, &built(&before, &old, &old));
+    assert_eq!(cpus(&given.guests[0]), Cpus::new(3).expect("not zero"));
+    assert!(given.guests[0].cpus.given, "the recipe says so still");
+}
+
+impl GuestBudget {
+    /// Returns it with the reason that a subnet has which stays.
+    fn kept_subnet(mut self) -> Self {
+        self.subnet.why = "as the lab was built".to_owned();
+        self
+    }
+}
+
+#[test]
+fn a_guest_that_is_new_in_a_lab_gets_what_no_other_has() {
+    let old = with_guests(CHAIN);
+    let more = "[[guest]]\nname = \"l3\"\nparent = \"l2\"\nimage = \"i\"\n";
+    let nests = CHAIN.replacen("name = \"l2\"", "name = \"l2\"\nhypervisor = \"virtualbox\"", 1);
+    let new = with_guests(&format!("{nests}{more}"));
+    let mut host = machine(8, 32);
+    // Without these the third level's would be what the second one got.
+    host.networks = vec![Network { address: Ipv4Addr::new(10, 0, 2, 0), prefix: 24 }];
+    let before = budget(&old, &host);
+    host.networks = Vec::new();
+    let kept = built(&before, &old, &new);
+    let after = derive_for(&new, &host, &BTreeMap::new(), &kept).expect("it fits");
+    let subnets: Vec<Subnet> = after.guests.iter().map(|guest| guest.subnet.value).collect();
+    assert_eq!(subnets[..2], [before.guests[0].subnet.value, before.guests[1].subnet.value]);
+    assert!(!subnets[..2].contains(&subnets[2]), "{subnets:?}");
+}
