@@ -151,7 +151,7 @@ impl Doomed {
         self.adopted.retain(|adopted| {
             chosen.iter().any(|machine| blueprint.is_adopted_as(machine, adopted))
         });
-        self.guests = Some(chosen.iter().map(|machine| Machine::clone(machine)).collect());
+        self.guests = Some(chosen.iter().copied().cloned().collect());
     }
 
     /// Returns whether a part of the lab was chosen, and there is nothing of it.

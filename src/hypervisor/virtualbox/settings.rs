@@ -201,7 +201,7 @@ pub(crate) fn nat_adapter(settings: &Settings) -> Option<u32> {
 
 /// Returns every adapter of a VM that is a NAT adapter.
 pub(crate) fn nat_adapters(settings: &Settings) -> impl Iterator<Item = u32> {
-    ADAPTERS.into_iter().filter(|adapter| is(settings, &format!("nic{adapter}"), "nat"))
+    ADAPTERS.filter(|adapter| is(settings, &format!("nic{adapter}"), "nat"))
 }
 
 /// A port forward of a NAT adapter.

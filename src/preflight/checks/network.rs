@@ -62,7 +62,7 @@ pub(super) fn loopback(look: &Look, needs: &Needs) -> Finding {
         .guests()
         .iter()
         .filter(installs)
-        .filter(|guest| !guest.is_existing() && !(guest.level == 1 && guest.reach_host))
+        .filter(|guest| !(guest.is_existing() || guest.level == 1 && guest.reach_host))
         .map(|guest| guest.name.as_str())
         .collect();
     if without.is_empty() || !(mirror || proxy) {
