@@ -1,10 +1,11 @@
 //! What kind of file system a folder lies on.
 
 use camino::Utf8Path;
+use rustix::fs::FsWord;
 
 /// File systems that more than one machine may have mounted at once: linux/magic.h and statfs(2). What a
 /// virtual machine shares with its host counts, and so does FUSE, behind which anything may be.
-const SHARED: [i64; 14] = [
+const SHARED: [FsWord; 14] = [
     0x6969,      // NFS
     0x517B,      // SMB
     0xFF53_4D42, // CIFS
@@ -24,9 +25,8 @@ const SHARED: [i64; 14] = [
 /// Returns whether other machines may have the file system of `path` mounted, too; also if that cannot be
 /// found out.
 pub(super) fn is_shared(path: &Utf8Path) -> bool {
-    // Its type is signed on some architectures and has 32 bits on others.
-    let kind =
-        rustix::fs::statfs(path.as_std_path()).map(|found| found.f_type as i64 & 0xFFFF_FFFF);
+    // As a number of 32 bits the larger ones may have been taken for negative.
+    let kind = rustix::fs::statfs(path.as_std_path()).map(|found| found.f_type & 0xFFFF_FFFF);
     kind.map_or(true, |kind| SHARED.contains(&kind))
 }
 

@@ -96,7 +96,7 @@ fn what_a_hint_quotes_cannot_drive_the_terminal() {
         format!("'list vms') printf '\"{EVIL}\" {{11111111-2222-3333-4444-555555555556}}\\n' ;;");
     let fake = Fake::new(&list);
     let recipe = fake.recipe_of("win");
-    assert_tame(&fake.run(&["plan", &recipe]), "there are: evil");
+    assert_tame(&fake.run(&["plan", &recipe]), "are: evil");
 }
 
 #[test]
