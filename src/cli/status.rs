@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::Patience;
 use crate::hypervisor::{Actual, Power, Probe};
 use crate::lab::{Lab, Labs, Status};
-use crate::plan::{Blueprint, Machine, Seat, recovery};
+use crate::plan::{Blueprint, Machine, Seat, provenance, recovery};
 use crate::recipe::LabName;
 use crate::report::words::one_line;
 
@@ -64,6 +64,8 @@ struct GuestView {
     address: Option<String>,
     /// Its addresses in the networks that it shares with guests beside it, by network.
     networks: BTreeMap<String, String>,
+    /// What differs between the image that its disk was made from and the one that the recipe wants.
+    outdated: Option<String>,
     /// What somebody else changed of its VM; `up` changes it back.
     drift: Vec<Drift>,
 }
@@ -182,6 +184,7 @@ async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool)
             .iter()
             .map(|card| (card.network.clone(), format!("{}/24", card.address)))
             .collect(),
+        outdated: if orphaned { None } else { provenance::outdated(machine, known) },
         // It is to be removed, not brought to what the recipe says.
         drift: if orphaned { Vec::new() } else { drift },
     }
@@ -278,6 +281,10 @@ fn text(lab: &LabView) -> String {
             let _ = write!(out, "  {}", style(format!("orphaned{on}")).yellow());
         }
         out.push('\n');
+        if let Some(outdated) = &guest.outdated {
+            let line = one_line(&format!("image: {outdated}"));
+            let _ = writeln!(out, "{indent}  {}", style(line).yellow());
+        }
         for drift in &guest.drift {
             let actual = drift.actual.as_deref().unwrap_or("none");
             let line = one_line(&format!("{}: {actual} → {}", drift.setting, drift.wanted));
@@ -287,6 +294,10 @@ fn text(lab: &LabView) -> String {
     if lab.guests.iter().any(|guest| guest.orphaned) {
         let remedy = format!("`nestlab destroy {} --orphaned` removes it", lab.lab);
         let _ = writeln!(out, "  orphaned: not in the recipe any more; {remedy}");
+    }
+    if let Some(guest) = lab.guests.iter().find(|guest| guest.outdated.is_some()) {
+        let remedy = format!("`nestlab up --replace {}` replaces its disk", guest.name);
+        let _ = writeln!(out, "  another image is wanted (made from → wanted): {remedy}");
     }
     if lab.guests.iter().any(|guest| !guest.drift.is_empty()) {
         let _ = writeln!(out, "  changed since (is → was made): `nestlab up` changes it back");

@@ -100,12 +100,13 @@ impl Labs {
         }
         let lab = self.lab(name);
         private::make_directory(lab.directory())?;
-        for directory in [lab.keys_directory(), lab.logs(), lab.disks()] {
-            private::make_directory(&directory)?;
-        }
+        // The recipe first: by it a lab that was cut off after this is known as one, and removed whole.
         let writing = Writing::into_directory(lab.directory())?;
         if !lab.recipe_path().exists() {
             writing.write(RECIPE, recipe.as_bytes())?;
+        }
+        for directory in [lab.keys_directory(), lab.logs(), lab.disks()] {
+            private::make_directory(&directory)?;
         }
         identity::introduce(&lab, &writing)?;
         private::sync_directory(&self.directory())?;
@@ -254,7 +255,14 @@ impl Lab {
 
     /// Returns whether there is such a lab, begun at least; a directory with other files alone is none.
     pub fn is_there(&self) -> bool {
-        PROOFS.iter().any(|name| self.directory.join(name).exists())
+        PROOFS.iter().any(|name| self.directory.join(name).exists()) || self.was_cut_off()
+    }
+
+    /// Returns whether a run was killed while it wrote a file of the lab's, perhaps its very first.
+    fn was_cut_off(&self) -> bool {
+        let Ok(entries) = fs_err::read_dir(&self.directory) else { return false };
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_str().is_some_and(private::is_unfinished))
     }
 
     /// Returns the labs that it is one of.

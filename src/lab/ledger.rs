@@ -23,6 +23,11 @@ impl Ledger {
         Ledger { journal: None, step: None }
     }
 
+    /// Returns whether it can be written in.
+    pub(crate) fn is_open(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// Returns the ledger of the step `id`.
     pub fn of_step(journal: &Journal, id: &str) -> Self {
         Ledger { journal: Some(journal.clone()), step: Some(id.into()) }

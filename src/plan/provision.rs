@@ -8,6 +8,7 @@ use super::l0;
 use super::step::{Check, Context};
 use super::world::{Spot, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
+use crate::event::Level;
 use crate::guest::apt::{self, Package, Task};
 use crate::guest::{hypervisor, kernel, proof, reboot};
 use crate::host::{Command, Patience};
@@ -96,6 +97,11 @@ impl Reboot {
         let disturbs = matches!(&effect, Effect::Restart { with, .. } if !with.is_empty());
         Ok((was_a_host || disturbs).then_some(effect))
     }
+
+    fn later(&self, why: &str) -> String {
+        let guest = &self.spot.guest;
+        format!("{guest} was not rebooted ({why}); `nestlab up --allow restart` reboots it")
+    }
 }
 
 #[async_trait]
@@ -111,6 +117,11 @@ impl Action for Reboot {
                 return Ok(Check::Satisfied);
             };
             Ok(match self.effect().await? {
+                // The user was asked before this run installed the kernel, and is not interrupted for it now.
+                Some(effect) if context.changes() && self.spot.world.agreed_to(&effect).is_err() => {
+                    context.feed.notice(Level::Warning, self.later(&why));
+                    Check::Satisfied
+                }
                 Some(effect) => Check::Affects { why, effect },
                 None => Check::Needed(why),
             })

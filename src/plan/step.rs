@@ -108,6 +108,11 @@ impl Context {
         Context { feed, cancel, ledger: Ledger::closed() }
     }
 
+    /// Returns whether what is found to be needed is done next.
+    pub(super) fn changes(&self) -> bool {
+        self.ledger.is_open()
+    }
+
     /// Returns an [`Kind::Interrupted`] error if the run is to end.
     pub fn proceed(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }

@@ -30,7 +30,7 @@ pub struct KeptGuest {
 impl KeptGuest {
     /// Leaves out what `new` says otherwise than `old`, the recipe that the lab was built by, where that can
     /// still be read.
-    fn as_far_as_said_alike(
+    fn without_what_changed(
         mut self,
         guest: &GuestName,
         old: Option<&Recipe>,
@@ -58,7 +58,7 @@ impl Kept {
         new: &Recipe,
     ) -> Self {
         let stays = |(name, kept): (GuestName, KeptGuest)| {
-            let kept = kept.as_far_as_said_alike(&name, old, new);
+            let kept = kept.without_what_changed(&name, old, new);
             (name, kept)
         };
         Kept(guests.into_iter().map(stays).collect())

@@ -107,6 +107,26 @@ fn a_new_kernel_of_a_host_in_use_is_a_restart_that_is_asked_for() {
 }
 
 #[test]
+fn a_new_kernel_that_comes_with_an_upgrade_waits_until_the_user_agrees_to_the_reboot() {
+    let nest = Nest::new();
+    let recipe = nest.recipe("1GiB");
+    let kernel = &[("boot/vmlinuz-7.1.0-bench", "")];
+    nest.bench.packages(&[Deb { version: "2", files: kernel, ..Deb::default() }]);
+    // Lists that an earlier run got count for a while.
+    nest.bench.ok(&["exec", "l1", "--", "apt-get", "update"]);
+    let before = nest.journal().len();
+    let (code, out, err) = nest.bench.ends(&["up", &recipe]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(err.contains("7.1.0-bench") && err.contains("--allow restart"), "{err}");
+    assert_eq!(nest.since(before), [""; 0], "something was stopped");
+    assert_eq!(nest.bench.ok(&["exec", "l1", "--", "uname", "-r"]).trim(), "7.0.9-bench");
+    nest.bench.ok(&["up", &recipe, "--allow", "restart"]);
+    assert_eq!(nest.bench.ok(&["exec", "l1", "--", "uname", "-r"]).trim(), "7.1.0-bench");
+    assert!(nest.is_up("l1") && nest.is_up("l2"));
+    nest.bench.destroy();
+}
+
+#[test]
 fn a_host_that_is_replaced_takes_what_is_in_its_disk_along_and_both_are_made_anew() {
     let nest = Nest::new();
     let recipe = nest.recipe("1GiB");

@@ -27,6 +27,11 @@ fn kept(bench: &Bench) -> Vec<std::path::PathBuf> {
     paths.filter(|path| path.display().to_string().contains("/replaced-")).collect()
 }
 
+/// What `status` says that the guest's image differs by.
+fn outdated(bench: &Bench) -> serde_json::Value {
+    bench.nestlab.json(&["status", "t1"])["labs"][0]["guests"][0]["outdated"].clone()
+}
+
 #[test]
 fn another_image_is_told_and_neither_got_nor_claimed_and_the_guest_runs_on() {
     let bench = differing();
@@ -39,6 +44,8 @@ fn another_image_is_told_and_neither_got_nor_claimed_and_the_guest_runs_on() {
     assert!(!told.contains("download and verify img-b"), "{told}");
     assert!(!bench.was_asked_for("img-b", "2"), "it was got for nothing");
     assert_eq!(bench.pid(), pid);
+    assert_eq!(outdated(&bench), "img-a 1 → img-b 2");
+    assert!(bench.nestlab.ok(&["status", "t1"]).contains("image: img-a 1 → img-b 2"));
     // Nor does the recipe that is kept in the lab make it forget.
     assert_eq!(bench.step("g1/place")["effect"]["kind"], "keep");
 }
@@ -117,6 +124,7 @@ fn a_disk_is_replaced_on_request_and_the_old_one_goes_once_the_new_guest_is_up()
     assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
     assert_eq!(bench.to_do(), [""; 0]);
     assert_eq!(bench.step("g1/place")["effect"], serde_json::Value::Null, "nothing differs now");
+    assert_eq!(outdated(&bench), serde_json::Value::Null);
     bench.nestlab.ok(&["destroy", "t1", "--yes"]);
     assert!(!bench.nestlab.lab("t1").exists());
 }
