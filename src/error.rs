@@ -62,9 +62,9 @@ impl Kind {
 /// A failure, told so that the person at the terminal can act on it.
 ///
 /// `Display` gives the one-line message; [`Error::report`] gives everything.
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorData>);
 
-struct Inner {
+struct ErrorData {
     kind: Kind,
     message: String,
     step: Option<String>,
@@ -106,7 +106,7 @@ pub const TAIL_LINES: usize = 20;
 impl Error {
     /// Returns an error of `kind` that says `message`: what went wrong, where, in one line.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner {
+        Error(Box::new(ErrorData {
             kind,
             message: message.into(),
             step: None,
@@ -138,14 +138,14 @@ impl Error {
 
     /// Names the host on which it happened; the innermost name stays.
     #[must_use]
-    pub fn on(mut self, host: impl fmt::Display) -> Self {
+    pub fn on_host(mut self, host: impl fmt::Display) -> Self {
         self.0.host.get_or_insert_with(|| host.to_string());
         self
     }
 
     /// Records the argument vector that was tried; the innermost stays.
     #[must_use]
-    pub fn tried<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+    pub fn with_command<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
         self.0.command.get_or_insert_with(|| argv.into_iter().map(Into::into).collect());
         self
     }
@@ -184,7 +184,10 @@ impl Error {
 
     /// Adds the underlying cause.
     #[must_use]
-    pub fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(
+        mut self,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         self.0.source = Some(cause.into());
         self
     }
@@ -357,9 +360,9 @@ mod tests {
     #[test]
     fn the_report_names_step_host_command_output_and_hint() {
         let error = Error::failed("VBoxManage failed")
-            .on("l1")
+            .on_host("l1")
             .in_step("l2/define")
-            .tried(["VBoxManage", "modifyvm", "a b"])
+            .with_command(["VBoxManage", "modifyvm", "a b"])
             .tail(b"one\ntwo\x1b[31m\n")
             .hint("nestlab logs l2");
         let report = error.report();
@@ -371,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_innermost_host_is_kept() {
-        let error = Error::failed("x").on("l2").on("l1");
+        let error = Error::failed("x").on_host("l2").on_host("l1");
         assert_eq!(error.host(), Some("l2"));
     }
 }

@@ -1,5 +1,5 @@
 //! What happens while nestlab works, as one enum that feeds every reporter and the journal, and the
-//! [`Feed`] through which the layers below tell of it.
+//! [`EventSink`] through which the layers below tell of it.
 //!
 //! An event holds plain data. How it looks is the business of `report`.
 
@@ -193,25 +193,25 @@ impl From<&crate::Error> for Failure {
 
 /// Where events go. Cheap to clone; a feed made for a step stamps that step's id on what it sends.
 #[derive(Clone)]
-pub struct Feed {
+pub struct EventSink {
     sink: Arc<dyn Fn(Event) + Send + Sync>,
     step: Option<Arc<str>>,
 }
 
-impl Feed {
+impl EventSink {
     /// Returns a feed that gives every event to `sink`, which must not block for long.
     pub fn new(sink: impl Fn(Event) + Send + Sync + 'static) -> Self {
-        Feed { sink: Arc::new(sink), step: None }
+        EventSink { sink: Arc::new(sink), step: None }
     }
 
     /// Returns a feed that drops everything.
     pub fn silent() -> Self {
-        Feed::new(|_| {})
+        EventSink::new(|_| {})
     }
 
     /// Returns this feed for the step `id`.
     pub fn for_step(&self, id: &str) -> Self {
-        Feed { sink: self.sink.clone(), step: Some(id.into()) }
+        EventSink { sink: self.sink.clone(), step: Some(id.into()) }
     }
 
     /// Does `work` as the step `id`, and tells that it begins, `why`, and how it ended. `work` gets the feed
@@ -221,7 +221,7 @@ impl Feed {
         id: &str,
         title: &str,
         why: &str,
-        work: impl AsyncFnOnce(&Feed) -> Result<T>,
+        work: impl AsyncFnOnce(&EventSink) -> Result<T>,
     ) -> Result<T> {
         let began = Instant::now();
         let (step, title) = (id.to_owned(), title.to_owned());
@@ -278,9 +278,9 @@ impl Feed {
     }
 }
 
-impl std::fmt::Debug for Feed {
+impl std::fmt::Debug for EventSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Feed").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("EventSink").field("step", &self.step).finish_non_exhaustive()
     }
 }
 
@@ -457,21 +457,21 @@ mod tests {
     #[tokio::test]
     async fn a_step_is_told_from_its_begin_to_its_end_whatever_the_end() {
         let (told, listener) = std::sync::mpsc::channel();
-        let feed = Feed::new(move |event| told.send(event).expect("is listened to"));
+        let events = EventSink::new(move |event| told.send(event).expect("is listened to"));
         let outcomes = [
             Ok(()),
             Err(crate::Error::new(Kind::Interrupted, "interrupted")),
             Err(crate::Error::failed("no")),
         ];
         for outcome in outcomes {
-            let _ = feed
-                .step("l1/stop", "stop l1", "it runs", async move |feed| {
-                    feed.doing("waiting");
+            let _ = events
+                .step("l1/stop", "stop l1", "it runs", async move |events| {
+                    events.doing("waiting");
                     outcome
                 })
                 .await;
         }
-        drop(feed);
+        drop(events);
         let ends = ["step-done", "step-interrupted", "step-failed"];
         let expected = ends.map(|end| ["step-started", "step-progress", end]).concat();
         let kinds = listener.iter().map(|event| {

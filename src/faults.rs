@@ -93,11 +93,11 @@ mod enabled {
 
     use super::power;
     use crate::error::{Error, Result};
-    use crate::event::Feed;
+    use crate::event::EventSink;
     use crate::host::{Command, Exit, Host, HostRef, OnOutput, Stream, StreamAddress};
 
     #[derive(Clone, Copy)]
-    enum Fault {
+    enum InjectedFault {
         Kill,
         Cut,
         Fail,
@@ -122,29 +122,29 @@ mod enabled {
     }
 
     /// Returns the fault wanted by the environment and the number of its point.
-    fn wanted() -> Option<(Fault, u64)> {
-        static WANTED: OnceLock<Option<(Fault, u64)>> = OnceLock::new();
+    fn wanted() -> Option<(InjectedFault, u64)> {
+        static WANTED: OnceLock<Option<(InjectedFault, u64)>> = OnceLock::new();
         *WANTED.get_or_init(|| {
             let text = std::env::var("NESTLAB_FAULT").ok()?;
             Some(parse(&text).expect("NESTLAB_FAULT is kill@N, cut@N, fail@N, hang@N or full@N"))
         })
     }
 
-    fn parse(text: &str) -> Option<(Fault, u64)> {
+    fn parse(text: &str) -> Option<(InjectedFault, u64)> {
         let (fault, at) = text.split_once('@')?;
         let fault = match fault {
-            "kill" => Fault::Kill,
-            "cut" => Fault::Cut,
-            "fail" => Fault::Fail,
-            "hang" => Fault::Hang,
-            "full" => Fault::Full,
+            "kill" => InjectedFault::Kill,
+            "cut" => InjectedFault::Cut,
+            "fail" => InjectedFault::Fail,
+            "hang" => InjectedFault::Hang,
+            "full" => InjectedFault::Full,
             _ => return None,
         };
         Some((fault, at.parse().ok()?))
     }
 
     /// Counts this point and returns the fault, if it is the one that was asked for.
-    fn due(name: &str) -> Option<(Fault, u64)> {
+    fn due(name: &str) -> Option<(InjectedFault, u64)> {
         let at = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
         trace(at, name);
         wanted().filter(|(_, wanted)| *wanted == at)
@@ -164,19 +164,21 @@ mod enabled {
     }
 
     #[allow(clippy::print_stderr, reason = "the test that asked for it reads it")]
-    fn failure(fault: Fault, at: u64, name: &str) -> io::Result<()> {
+    fn failure(fault: InjectedFault, at: u64, name: &str) -> io::Result<()> {
         match fault {
-            Fault::Kill => end(),
-            Fault::Cut => {
+            InjectedFault::Kill => end(),
+            InjectedFault::Cut => {
                 power::cut()?;
                 end()
             }
-            Fault::Fail => Err(io::Error::other(format!("fault {at} was injected at {name}"))),
-            Fault::Full => Err(io::Error::new(
+            InjectedFault::Fail => {
+                Err(io::Error::other(format!("fault {at} was injected at {name}")))
+            }
+            InjectedFault::Full => Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 format!("no space left on device (injected as fault {at} at {name})"),
             )),
-            Fault::Hang => {
+            InjectedFault::Hang => {
                 eprintln!("nestlab: hangs at {at}");
                 Ok(())
             }
@@ -193,7 +195,7 @@ mod enabled {
 
     /// Returns whether the run is to end with a power cut, so that what is durable must be known.
     fn may_be_cut() -> bool {
-        matches!(wanted(), Some((Fault::Cut, _)))
+        matches!(wanted(), Some((InjectedFault::Cut, _)))
     }
 
     /// Passes a point in code that blocks its thread.
@@ -276,15 +278,21 @@ mod enabled {
             Ok(exit)
         }
 
-        async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
+        async fn put(
+            &self,
+            from: &Utf8Path,
+            to: &Utf8Path,
+            mode: u32,
+            events: &EventSink,
+        ) -> Result<()> {
             point_in_command("put").await?;
-            self.0.put(from, to, mode, feed).await?;
+            self.0.put(from, to, mode, events).await?;
             point_in_command("put").await
         }
 
-        async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
+        async fn get(&self, from: &Utf8Path, to: &Utf8Path, events: &EventSink) -> Result<()> {
             point_in_command("get").await?;
-            self.0.get(from, to, feed).await?;
+            self.0.get(from, to, events).await?;
             point_in_command("get").await
         }
 
@@ -308,7 +316,7 @@ mod enabled {
 
         #[test]
         fn a_fault_is_a_kind_and_the_number_of_its_point() {
-            assert!(matches!(parse("kill@12"), Some((Fault::Kill, 12))));
+            assert!(matches!(parse("kill@12"), Some((InjectedFault::Kill, 12))));
             for bad in ["kill", "kill@", "kill@x", "melt@1", "@1", ""] {
                 assert!(parse(bad).is_none(), "{bad}");
             }

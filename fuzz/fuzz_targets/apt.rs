@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nestlab::event::{Event, Feed, Progress};
+use nestlab::event::{Event, EventSink, Progress};
 use nestlab::guest::apt::Reader;
 
 fuzz_target!(|data: &str| {
-    let feed = Feed::new(|event| match event {
+    let events = EventSink::new(|event| match event {
         Event::StepProgress { progress: Progress::Items { done, total, item }, .. } => {
             assert!(done <= total && is_plain(&item), "{done} of {total}: {item:?}");
         }
@@ -15,8 +15,8 @@ fuzz_target!(|data: &str| {
         Event::StepOutput { line, .. } => assert!(is_plain(&line), "{line:?}"),
         other => panic!("apt's output tells of {other:?}"),
     });
-    let feed = feed.for_step("l1/upgrade");
-    let mut reader = Reader::new(&feed);
+    let events = events.for_step("l1/upgrade");
+    let mut reader = Reader::new(&events);
     data.lines().for_each(|line| reader.line(line));
 });
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nestlab::image::proof::checksums::of_file;
+use nestlab::image::verify::checksums::of_file;
 
 fuzz_target!(|data: &[u8]| {
     if of_file(data, "a.ova").is_ok() {

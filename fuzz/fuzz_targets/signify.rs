@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nestlab::image::proof::signify::{PublicKey, verify};
+use nestlab::image::verify::signify::{PublicKey, verify};
 
 fuzz_target!(|data: &[u8]| {
     let key: PublicKey = "RWQ6KRormNEETq+M8IysxRe/HAWlqZRlO8u7ACIiv5poAW0ztsirOjCQ".parse().expect("a key");

@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use super::{
-    bundle, check, completions, copy, destroy, doctor, down, gc, image, init, lock, logs, man,
-    plan, recipe, schema, screenshot, serial, ssh, ssh_config, status, up,
+    bundle, check, completions, console, cp, destroy, doctor, down, gc, image, init, lock, logs,
+    man, plan, recipe, schema, screenshot, ssh, ssh_config, status, up,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -52,20 +52,20 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: GlobalArgs,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: CliCommand,
 }
 
 /// Every command.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum CliCommand {
     Up(up::Args),
     Plan(plan::Args),
     Status(status::Args),
     Ssh(ssh::SshArgs),
     Exec(ssh::ExecArgs),
-    Cp(copy::Args),
+    Cp(cp::Args),
     SshConfig(ssh_config::Args),
-    Console(serial::Args),
+    Console(console::Args),
     Screenshot(screenshot::Args),
     Lock(lock::Args),
     Down(down::Args),
@@ -85,7 +85,7 @@ pub(crate) enum Command {
 
 /// When to use colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Color {
+pub(crate) enum ColorChoice {
     /// On a terminal, unless NO_COLOR is set
     Auto,
     /// Always
@@ -94,12 +94,12 @@ pub(crate) enum Color {
     Never,
 }
 
-impl From<Color> for crate::report::Color {
-    fn from(color: Color) -> Self {
+impl From<ColorChoice> for crate::report::ColorMode {
+    fn from(color: ColorChoice) -> Self {
         match color {
-            Color::Auto => crate::report::Color::Auto,
-            Color::Always => crate::report::Color::Always,
-            Color::Never => crate::report::Color::Never,
+            ColorChoice::Auto => crate::report::ColorMode::Auto,
+            ColorChoice::Always => crate::report::ColorMode::Always,
+            ColorChoice::Never => crate::report::ColorMode::Never,
         }
     }
 }
@@ -121,7 +121,7 @@ pub(crate) struct GlobalArgs {
     no_progress: bool,
     /// When to use colors
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
-    color: Color,
+    color: ColorChoice,
     /// Where labs are kept [default: $XDG_STATE_HOME/nestlab]
     #[arg(
         long,
@@ -154,7 +154,7 @@ pub(crate) struct Globals {
     /// Whether neither progress bars are drawn nor progress is told as events.
     pub(crate) no_progress: bool,
     /// When to use colors.
-    pub(crate) color: Color,
+    pub(crate) color: ColorChoice,
     /// The absolute path of the folder that labs are kept in.
     pub(crate) state_dir: Utf8PathBuf,
     /// The absolute path of the folder that images are kept in.
@@ -181,14 +181,14 @@ impl Globals {
     /// Settles colors and logging for the process.
     pub(crate) fn set_up_terminal(&self) {
         match self.color {
-            Color::Auto => {}
-            Color::Always => {
-                console::set_colors_enabled(true);
-                console::set_colors_enabled_stderr(true);
+            ColorChoice::Auto => {}
+            ColorChoice::Always => {
+                ::console::set_colors_enabled(true);
+                ::console::set_colors_enabled_stderr(true);
             }
-            Color::Never => {
-                console::set_colors_enabled(false);
-                console::set_colors_enabled_stderr(false);
+            ColorChoice::Never => {
+                ::console::set_colors_enabled(false);
+                ::console::set_colors_enabled_stderr(false);
             }
         }
         let level = match self.verbosity {
@@ -202,7 +202,7 @@ impl Globals {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
-            .with_ansi(console::colors_enabled_stderr())
+            .with_ansi(::console::colors_enabled_stderr())
             .init();
     }
 }
@@ -245,11 +245,12 @@ mod tests {
 
     #[test]
     fn a_program_that_reads_events_is_told_of_progress_unless_it_wants_none() {
-        for (told, flags) in [(true, &["--json"][..]), (false, &["--json", "--no-progress"])] {
+        for (run_session, flags) in [(true, &["--json"][..]), (false, &["--json", "--no-progress"])]
+        {
             let start = ["nestlab", "up", "quickstart", "--state-dir", "/s", "--cache-dir", "/c"];
             let cli = Cli::try_parse_from([&start, flags].concat()).expect("arguments");
             let globals = Globals::new(cli.globals).expect("settled");
-            assert_eq!(globals.no_progress, !told, "{flags:?}");
+            assert_eq!(globals.no_progress, !run_session, "{flags:?}");
         }
     }
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::{Globals, guests, output};
 use crate::error::Result;
 use crate::plan::images::Images;
-use crate::plan::l0::{self, Given};
-use crate::recipe::budget::{self, GuestView, Resources};
+use crate::plan::l0::{self, L0Override};
+use crate::recipe::budget::{self, ResolvedView, Resources};
 use crate::recipe::{Cpus, HypervisorKind, Mebibytes, Recipe};
 
 /// Check a recipe, and show what it comes to: every value, and why it is that one
@@ -41,11 +41,11 @@ fn cores(text: &str) -> Result<Cpus, String> {
 
 /// What `--json` answers.
 #[derive(Serialize)]
-struct Answer {
+struct CheckAnswer {
     schema: u32,
     recipe: String,
     host: L0,
-    guests: Vec<GuestView>,
+    guests: Vec<ResolvedView>,
 }
 
 /// L0 as the recipe was checked against it.
@@ -59,7 +59,7 @@ struct L0 {
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let recipe = Recipe::load(&args.recipe)?;
     let images = Images::of(&recipe)?;
-    let given = Given { cores: args.cpus, memory: args.memory };
+    let given = L0Override { cores: args.cpus, memory: args.memory };
     let labs = Some(globals.state_dir.as_path());
     let host = l0::resources(&*l0::local(), hypervisor(&recipe), given, labs).await?;
     let budget = budget::derive(&recipe, &host, &images.defaults())?;
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         let (cores, memory_mib) = (host.cores.get(), host.memory.get());
         let host = L0 { cores, memory_mib, hypervisor: host.hypervisor };
         let recipe = recipe.name.to_string();
-        output::print_json(&Answer { schema: 1, recipe, host, guests })?;
+        output::print_json(&CheckAnswer { schema: 1, recipe, host, guests })?;
     } else {
         output::print(&format!("{}{}", head(&recipe, &host), guests::lines(&guests)))?;
     }

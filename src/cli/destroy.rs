@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use super::session::{Session, Told, command_line};
+use super::session::{LabSession, RunSession, command_line};
 use super::{Globals, ask};
 use crate::engine::{self, Removal};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::hypervisor::virtualbox::GLOBAL;
 use crate::lab::resources::{self, Adopted};
-use crate::lab::{Journal, Lab, LabLock, Labs, Ledger, Resource};
+use crate::lab::{Journal, JournalWriter, Lab, LabLock, Labs, Resource};
 use crate::plan::{Blueprint, Machine, Machines, recovery};
 use crate::recipe::LabName;
 
@@ -48,13 +48,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let lab = labs.choose(args.lab.as_ref())?;
     let lock = lab.lock(command_line())?;
     let session = match Blueprint::of(&lab)? {
-        Some(_) => Some(Session::of(lab.clone())?),
+        Some(_) => Some(LabSession::of(lab.clone())?),
         None => None,
     };
     if let Some(session) = &session {
         look_into_damage(session, &lock, globals).await?;
     }
-    let doomed = Doomed::of(&lab, session.as_ref(), &args)?;
+    let doomed = RemovalTarget::of(&lab, session.as_ref(), &args)?;
     if doomed.is_nothing() {
         return nothing_chosen(&args, &lab);
     }
@@ -62,22 +62,22 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         return Ok(ask::cancelled("nothing removed"));
     }
     // Its log would lie in the lab that goes.
-    let told = Told::begin(globals, None)?;
-    told.warn_of_records(&lab);
-    let removed = remove(doomed, lab, lock, session, &args, globals, &told).await;
-    told.end();
+    let run_session = RunSession::begin(globals, None)?;
+    run_session.warn_of_records(&lab);
+    let removed = remove(doomed, lab, lock, session, &args, globals, &run_session).await;
+    run_session.end();
     removed.map(|()| ExitCode::SUCCESS)
 }
 
 /// Looks for what damage of the journal may hide, so that it is asked about and removed with the rest.
-async fn look_into_damage(session: &Session, lock: &LabLock, globals: &Globals) -> Result<()> {
+async fn look_into_damage(session: &LabSession, lock: &LabLock, globals: &Globals) -> Result<()> {
     let journal = lock.journal()?;
     if journal.unexamined().is_empty() {
         return Ok(());
     }
-    let told = Told::begin(globals, None)?;
-    let found = recovery::find_hidden(&session.machines, &journal, &told.feed).await;
-    told.end();
+    let run_session = RunSession::begin(globals, None)?;
+    let found = recovery::find_hidden(&session.machines, &journal, &run_session.events).await;
+    run_session.end();
     found
 }
 
@@ -90,7 +90,7 @@ fn nothing_chosen(args: &Args, lab: &Lab) -> Result<ExitCode> {
 }
 
 /// What is to be taken away.
-struct Doomed {
+struct RemovalTarget {
     /// The guests, if not the whole lab is.
     guests: Option<Vec<Machine>>,
     resources: Vec<Resource>,
@@ -99,8 +99,8 @@ struct Doomed {
     kept: Vec<String>,
 }
 
-impl Doomed {
-    fn of(lab: &Lab, session: Option<&Session>, args: &Args) -> Result<Self> {
+impl RemovalTarget {
+    fn of(lab: &Lab, session: Option<&LabSession>, args: &Args) -> Result<Self> {
         let records = lab.read_journal()?.records;
         let (resources, adopted) = (resources::remaining(&records), resources::adopted(&records));
         let part = args.guest.is_some() || args.orphaned;
@@ -111,12 +111,12 @@ impl Doomed {
                     format!("nothing of the lab {} was built yet", lab.name()),
                 ));
             }
-            return Ok(Doomed { guests: None, resources, adopted, kept: Vec::new() });
+            return Ok(RemovalTarget { guests: None, resources, adopted, kept: Vec::new() });
         };
         let blueprint = session.machines.blueprint();
         let chosen =
             blueprint.chosen(args.guest.as_deref().filter(|_| part), part && args.orphaned)?;
-        let mut doomed = Doomed { guests: None, resources, adopted, kept: Vec::new() };
+        let mut doomed = RemovalTarget { guests: None, resources, adopted, kept: Vec::new() };
         if part {
             doomed.only(blueprint, &chosen);
         }
@@ -194,39 +194,39 @@ fn name_of(adopted: &Adopted) -> &str {
 }
 
 async fn remove(
-    doomed: Doomed,
+    doomed: RemovalTarget,
     lab: Lab,
     lock: LabLock,
-    session: Option<Session>,
+    session: Option<LabSession>,
     args: &Args,
     globals: &Globals,
-    told: &Told,
+    run_session: &RunSession,
 ) -> Result<()> {
     if let Some(session) = &session {
         let journal = lock.journal()?;
-        let undoing = Undoing { machines: &session.machines, journal, args, told };
+        let undoing = RemovalRun { machines: &session.machines, journal, args, run_session };
         undoing.run(&doomed).await?;
     }
     for kept in &doomed.kept {
-        told.feed.notice(Level::Warning, kept.clone());
+        run_session.events.notice(Level::Warning, kept.clone());
     }
     match (&doomed.guests, session) {
         (Some(guests), Some(session)) => forget(guests, &session, &lock).await,
-        _ => remove_lab(lab, lock, globals, &told.feed),
+        _ => remove_lab(lab, lock, globals, &run_session.events),
     }
 }
 
 /// Takes away what a lab made.
-struct Undoing<'a> {
+struct RemovalRun<'a> {
     machines: &'a Machines,
     journal: Journal,
     args: &'a Args,
-    told: &'a Told,
+    run_session: &'a RunSession,
 }
 
-impl Undoing<'_> {
-    async fn run(&self, doomed: &Doomed) -> Result<()> {
-        let (journal, feed) = (&self.journal, &self.told.feed);
+impl RemovalRun<'_> {
+    async fn run(&self, doomed: &RemovalTarget) -> Result<()> {
+        let (journal, events) = (&self.journal, &self.run_session.events);
         if self.args.restore_snapshot {
             self.restore_snapshots(doomed).await?;
         }
@@ -234,8 +234,8 @@ impl Undoing<'_> {
         let resources = doomed.resources.iter().filter(|known| remaining.contains(known));
         let resources: Vec<Resource> = resources.cloned().collect();
         // What is inside a VM that existed before goes while that runs.
-        let cancel = self.told.cancel();
-        let removal = engine::remove(journal, resources, self.machines, feed, &cancel).await;
+        let cancel = self.run_session.cancel();
+        let removal = engine::remove(journal, resources, self.machines, events, &cancel).await;
         let left = self.leave(removal).await?;
         if cancel.is_cancelled() {
             return Err(Error::new(Kind::Interrupted, "interrupted")
@@ -245,31 +245,31 @@ impl Undoing<'_> {
             if left.left.iter().any(|(resource, _)| self.is_inside(resource, adopted)) {
                 continue;
             }
-            let restored = self.machines.restore(adopted, journal, feed);
+            let restored = self.machines.restore(adopted, journal, events);
             engine::until_safe_point(&cancel, restored).await?;
         }
         self.judge(left)
     }
 
     /// Gives every VM that existed before and has one its snapshot back; what was inside went with that.
-    async fn restore_snapshots(&self, doomed: &Doomed) -> Result<()> {
-        let feed = &self.told.feed;
+    async fn restore_snapshots(&self, doomed: &RemovalTarget) -> Result<()> {
+        let events = &self.run_session.events;
         for adopted in doomed.adopted.iter().filter(|adopted| adopted.vm != GLOBAL) {
             let name = name_of(adopted);
-            let restored = self.machines.restore_snapshot(adopted, feed);
-            if !engine::until_safe_point(&self.told.cancel(), restored).await? {
+            let restored = self.machines.restore_snapshot(adopted, events);
+            if !engine::until_safe_point(&self.run_session.cancel(), restored).await? {
                 let text = format!("{name} has no snapshot nestlab-before");
-                feed.notice(Level::Warning, text);
+                events.notice(Level::Warning, text);
                 continue;
             }
-            feed.notice(
+            events.notice(
                 Level::Info,
                 format!("{name} is what it was at its snapshot nestlab-before"),
             );
-            let ledger = Ledger::of_step(&self.journal, "restore");
+            let journal = JournalWriter::of_step(&self.journal, "restore");
             for resource in &doomed.resources {
                 if self.is_inside(resource, adopted) {
-                    ledger.removed(resource.clone()).await?;
+                    journal.removed(resource.clone()).await?;
                 }
             }
         }
@@ -291,13 +291,13 @@ impl Undoing<'_> {
         if !self.args.leave_inside {
             return Ok(removal);
         }
-        let ledger = Ledger::of_step(&self.journal, "leave");
+        let journal = JournalWriter::of_step(&self.journal, "leave");
         let mut still = Removal { removed: removal.removed, left: Vec::new() };
         for (resource, error) in removal.left {
             if is_out_of_reach(&error) {
                 let text = format!("left where it is: {resource} ({})", error.message());
-                self.told.feed.notice(Level::Warning, text);
-                ledger.left(resource).await?;
+                self.run_session.events.notice(Level::Warning, text);
+                journal.left(resource).await?;
             } else {
                 still.left.push((resource, error));
             }
@@ -331,7 +331,7 @@ fn is_out_of_reach(error: &Error) -> bool {
 }
 
 /// Forgets what the lab knows of `guests`, which are gone; those that the recipe has it makes again.
-async fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result<()> {
+async fn forget(guests: &[Machine], session: &LabSession, lock: &LabLock) -> Result<()> {
     let (before, lab) = (session.machines.blueprint(), &session.lab);
     let mut after = before.clone();
     after.dropped.retain(|machine| !guests.contains(machine));
@@ -348,13 +348,13 @@ async fn forget(guests: &[Machine], session: &Session, lock: &LabLock) -> Result
 }
 
 /// Removes the lab itself, of which nothing else remains.
-fn remove_lab(lab: Lab, lock: LabLock, globals: &Globals, feed: &Feed) -> Result<()> {
+fn remove_lab(lab: Lab, lock: LabLock, globals: &Globals, events: &EventSink) -> Result<()> {
     recovery::check_nothing_runs(&lab)?;
     match crate::image::Store::open(&globals.cache_dir.join("images")) {
         Ok(store) => store.release(lab.directory())?,
         // Nothing in it is believed; that it still notes the lab is no reason to keep it.
         Err(error) if error.kind() == Kind::Untrusted => {
-            feed.notice(Level::Warning, error.report().trim_end());
+            events.notice(Level::Warning, error.report().trim_end());
         }
         Err(error) => return Err(error),
     }
@@ -364,7 +364,7 @@ fn remove_lab(lab: Lab, lock: LabLock, globals: &Globals, feed: &Feed) -> Result
         let left = left.iter().map(|path| path.strip_prefix(&folder).unwrap_or(path).as_str());
         let left = left.collect::<Vec<_>>().join(", ");
         let text = format!("{folder} stays, with what nestlab did not make: {left}");
-        feed.notice(Level::Warning, text);
+        events.notice(Level::Warning, text);
     }
     Ok(())
 }

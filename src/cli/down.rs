@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::session::{Session, Told, command_line};
+use super::session::{LabSession, RunSession, command_line};
 use super::{Globals, guests};
 use crate::engine::until_safe_point;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::hypervisor::{Power, Stop};
-use crate::lab::Ledger;
+use crate::lab::JournalWriter;
 use crate::plan::Machine;
 use crate::recipe::LabName;
 use crate::report::RunLog;
@@ -25,29 +25,29 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
-    let session = Session::open(globals, args.lab.as_ref())?;
+    let session = LabSession::open(globals, args.lab.as_ref())?;
     let lock = session.lab.lock(command_line())?;
-    let ledger = Ledger::of_step(&lock.journal()?, "down");
+    let journal = JournalWriter::of_step(&lock.journal()?, "down");
     let log = RunLog::create(&session.lab.logs(), "down")?;
-    let told = Told::begin(globals, Some(log))?;
-    told.warn_of_records(&session.lab);
+    let run_session = RunSession::begin(globals, Some(log))?;
+    run_session.warn_of_records(&session.lab);
     let mut stopped = Ok(());
     let blueprint = session.machines.blueprint();
     let mut machines: Vec<&Machine> = blueprint.all().collect();
     machines.sort_by_key(|machine| std::cmp::Reverse(blueprint.level(machine)));
     for machine in machines {
-        if told.cancel().is_cancelled() {
+        if run_session.cancel().is_cancelled() {
             stopped = Err(Error::new(Kind::Interrupted, "interrupted; what is left runs on"));
             break;
         }
-        match stop(&session, machine, &ledger, &told).await {
+        match stop(&session, machine, &journal, &run_session).await {
             // Its host is off, and so is it.
             Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {}
             // The lab goes down without it.
             Err(error) if error.kind() != Kind::Interrupted && blueprint.is_orphaned(machine) => {
                 let text =
                     format!("{} was not stopped: {error}", guests::orphan(blueprint, machine));
-                told.feed.notice(Level::Warning, text);
+                run_session.events.notice(Level::Warning, text);
             }
             Err(error) => {
                 stopped = Err(error);
@@ -56,38 +56,43 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             Ok(()) => {}
         }
     }
-    told.end();
+    run_session.end();
     stopped.map(|()| ExitCode::SUCCESS)
 }
 
-async fn stop(session: &Session, machine: &Machine, ledger: &Ledger, told: &Told) -> Result<()> {
+async fn stop(
+    session: &LabSession,
+    machine: &Machine,
+    journal: &JournalWriter,
+    run_session: &RunSession,
+) -> Result<()> {
     let name = machine.name.as_str();
-    let cancel = told.cancel();
+    let cancel = run_session.cancel();
     let look = async {
-        let seat = session.machines.seat_of(machine).await?;
-        let power = seat.inspect().await?.map(|actual| actual.power);
-        Ok((seat, power))
+        let vm = session.machines.vm_handle(machine).await?;
+        let power = vm.inspect().await?.map(|actual| actual.power);
+        Ok((vm, power))
     };
-    let (seat, power) = until_safe_point(&cancel, look).await?;
+    let (vm, power) = until_safe_point(&cancel, look).await?;
     match power {
         None | Some(Power::Off | Power::Saved) => {
-            told.feed.notice(Level::Info, format!("{name} is off"));
+            run_session.events.notice(Level::Info, format!("{name} is off"));
             return Ok(());
         }
         Some(_) => {}
     }
     let patience = until_safe_point(&cancel, session.machines.patience_of(machine)).await?;
     let grace = Stop::Graceful(patience.limit(GRACE));
-    let stop = async |feed: &Feed| {
+    let stop = async |events: &EventSink| {
         // A guest that was asked goes on shutting down though nobody waits for it any more.
-        let stopped = seat.hypervisor.stop(&*seat.host, &seat.machine.spec, grace, feed);
+        let stopped = vm.hypervisor.stop(&*vm.host, &vm.machine.spec, grace, events);
         until_safe_point(&cancel, stopped).await?;
         // Another guest may have its name now.
         if session.machines.blueprint().known(name)? == machine {
-            ledger.stopped(name).await?;
+            journal.stopped(name).await?;
         }
         session.machines.forget(name).await;
         Ok(())
     };
-    told.feed.step(&format!("{name}/stop"), &format!("stop {name}"), "it runs", stop).await
+    run_session.events.step(&format!("{name}/stop"), &format!("stop {name}"), "it runs", stop).await
 }

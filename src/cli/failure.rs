@@ -13,20 +13,20 @@ use crate::event::{Failure, printable};
 
 /// What `--json` answers instead of a result.
 #[derive(Serialize)]
-struct Answer {
+struct FailureAnswer {
     schema: u32,
     error: Failure,
 }
 
 /// Tells `error` and returns its exit code.
 pub(crate) fn tell(error: &Error, json: bool) -> ExitCode {
-    let told = if json {
-        output::print_json(&Answer { schema: 1, error: error.into() })
+    let run_session = if json {
+        output::print_json(&FailureAnswer { schema: 1, error: error.into() })
     } else {
         output::eprint(&styled(&printable(&error.report())));
         Ok(())
     };
-    if let Err(also) = told {
+    if let Err(also) = run_session {
         output::eprint(&styled(&printable(&also.report())));
     }
     ExitCode::from(error.kind().exit_code())

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Globals, output};
 use crate::error::{Kind, Result};
 use crate::hypervisor::{Drivers, FoundVm, HypervisorRef};
-use crate::lab::leftovers::{self, Stray, Strays};
+use crate::lab::leftovers::{self, StrayVm, StrayVms};
 use crate::lab::{Labs, Resource};
 use crate::plan::l0;
 use crate::recipe::HypervisorKind;
@@ -30,9 +30,9 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct GcAnswer {
     schema: u32,
-    labs: Vec<LabView>,
+    labs: Vec<UnfinishedView>,
     /// VMs on this machine that a lab of this state directory made, and whose lab is gone.
     strays: Vec<StrayView>,
     /// VMs on this machine that look like a lab's and were not made in this state directory.
@@ -41,7 +41,7 @@ struct Answer {
 
 /// A lab whose last run did not end well.
 #[derive(Serialize)]
-struct LabView {
+struct UnfinishedView {
     lab: String,
     /// How its last run ended.
     how: String,
@@ -81,13 +81,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         others.extend(found.others.into_iter().map(|vm| OtherView { hypervisor, vm }));
     }
     let unfinished = leftovers::unfinished(&labs)?.into_iter();
-    let labs = unfinished.map(|unfinished| LabView {
+    let labs = unfinished.map(|unfinished| UnfinishedView {
         lab: unfinished.lab.name().to_string(),
         how: unfinished.how(),
         resources: unfinished.resources,
         destroyed: false,
     });
-    let answer = Answer { schema: 1, labs: labs.collect(), strays, others };
+    let answer = GcAnswer { schema: 1, labs: labs.collect(), strays, others };
     if globals.json {
         output::print_json(&answer)?;
     } else {
@@ -97,7 +97,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 }
 
 /// Returns what `driver` has on this machine that belongs to no lab.
-async fn look(labs: &Labs, driver: &HypervisorRef) -> Result<Strays> {
+async fn look(labs: &Labs, driver: &HypervisorRef) -> Result<StrayVms> {
     let vms: Vec<FoundVm> = match driver.vms(&*l0::local()).await {
         // It is not installed here, so it has no VMs.
         Err(error) if error.kind() == Kind::HostCannot => Vec::new(),
@@ -107,7 +107,7 @@ async fn look(labs: &Labs, driver: &HypervisorRef) -> Result<Strays> {
 }
 
 /// Removes the VM; not, if somebody made its lab anew since.
-async fn remove(labs: &Labs, driver: &HypervisorRef, stray: &Stray) -> Result<bool> {
+async fn remove(labs: &Labs, driver: &HypervisorRef, stray: &StrayVm) -> Result<bool> {
     let (lab, lock) = match labs.hold_the_place_of(&stray.lab) {
         Err(error) if matches!(error.kind(), Kind::Busy | Kind::Usage) => return Ok(false),
         held => held?,
@@ -121,7 +121,7 @@ async fn remove(labs: &Labs, driver: &HypervisorRef, stray: &Stray) -> Result<bo
 }
 
 /// Returns the answer for a person. Writing to a `String` cannot fail.
-fn text(answer: &Answer) -> String {
+fn text(answer: &GcAnswer) -> String {
     let mut out = String::new();
     for lab in &answer.labs {
         let _ = writeln!(out, "{}: {}", lab.lab, lab.how);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_said_with_what_to_do_about_it() {
-        let lab = LabView {
+        let lab = UnfinishedView {
             lab: "demo".into(),
             how: "interrupted at 2026-01-01T00:00:00Z".into(),
             resources: vec![Resource::Directory { host: "L0".into(), path: "/x".into() }],
@@ -167,7 +167,7 @@ mod tests {
             lab: "gone".into(),
             removed,
         };
-        let answer = Answer {
+        let answer = GcAnswer {
             schema: 1,
             labs: vec![lab],
             strays: vec![stray(false), stray(true)],
@@ -181,7 +181,7 @@ mod tests {
              nestlab-gone-l1: a VM in qemu of the lab gone, which is gone; removed\n\
              nestlab-x-l1: a VM in qemu, not made by a lab in this state folder; another may own it\n"
         );
-        let none = Answer { labs: Vec::new(), strays: Vec::new(), others: Vec::new(), ..answer };
+        let none = GcAnswer { labs: Vec::new(), strays: Vec::new(), others: Vec::new(), ..answer };
         assert_eq!(text(&none), "nothing is left behind\n");
     }
 }

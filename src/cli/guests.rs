@@ -6,10 +6,10 @@ use console::style;
 
 use crate::plan::{Blueprint, Machine};
 use crate::recipe::LabName;
-use crate::recipe::budget::{GuestView, WayOut};
+use crate::recipe::budget::{HostKeyBinding, ResolvedView};
 
 /// Returns several lines for each guest: what it is, then each value and, if it was derived, why.
-pub(crate) fn lines(guests: &[GuestView]) -> String {
+pub(crate) fn lines(guests: &[ResolvedView]) -> String {
     let mut out = String::new();
     for guest in guests {
         let source = match (&guest.image, &guest.vm) {
@@ -62,12 +62,12 @@ pub(crate) fn orphan(blueprint: &Blueprint, machine: &Machine) -> String {
 }
 
 /// Returns a line for each Host Key: which it is, what it leaves, and why it is this one.
-pub(crate) fn keys(ways_out: &[WayOut]) -> String {
+pub(crate) fn keys(host_key_bindings: &[HostKeyBinding]) -> String {
     let mut out = String::new();
-    if !ways_out.is_empty() {
+    if !host_key_bindings.is_empty() {
         let _ = writeln!(out, "\n{}", style("Host Keys").bold());
     }
-    for way in ways_out {
+    for way in host_key_bindings {
         let leaves = match way.leaves.as_slice() {
             [] => format!("the VMs of {}", way.host),
             guests => guests.join(", "),
@@ -80,8 +80,8 @@ pub(crate) fn keys(ways_out: &[WayOut]) -> String {
 }
 
 /// Returns in a line which key leaves which guest's window, for the person who just built them.
-pub(crate) fn keys_in_short(ways_out: &[WayOut]) -> Option<String> {
-    let used: Vec<String> = ways_out
+pub(crate) fn keys_in_short(host_key_bindings: &[HostKeyBinding]) -> Option<String> {
+    let used: Vec<String> = host_key_bindings
         .iter()
         .filter(|way| !way.leaves.is_empty())
         .map(|way| format!("{} leaves {}", way.key, way.leaves.join(" and ")))
@@ -89,8 +89,8 @@ pub(crate) fn keys_in_short(ways_out: &[WayOut]) -> Option<String> {
     (!used.is_empty()).then(|| format!("in a window of VirtualBox, {}", used.join("; ")))
 }
 
-/// Returns what is shown of a guest: the label, the field's name in [`GuestView`], the value.
-fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
+/// Returns what is shown of a guest: the label, the field's name in [`ResolvedView`], the value.
+fn values(guest: &ResolvedView) -> Vec<(&'static str, &'static str, String)> {
     let kept = |field: &str| guest.kept.get(field).cloned();
     let amount = |mib: u64| {
         crate::recipe::Mebibytes::new(mib).map_or_else(|| mib.to_string(), |a| a.to_string())
@@ -134,8 +134,8 @@ fn values(guest: &GuestView) -> Vec<(&'static str, &'static str, String)> {
 mod tests {
     use super::*;
 
-    fn way(host: &str, key: &str, leaves: &[&str]) -> WayOut {
-        WayOut {
+    fn way(host: &str, key: &str, leaves: &[&str]) -> HostKeyBinding {
+        HostKeyBinding {
             host: host.to_owned(),
             key: key.to_owned(),
             leaves: leaves.iter().map(|&guest| guest.to_owned()).collect(),

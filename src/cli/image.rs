@@ -9,19 +9,19 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::session::Told;
+use super::session::RunSession;
 use super::{Globals, output};
 use crate::engine::until_safe_point;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::image::build::mirror::Mirror;
 use crate::image::build::{BuildOptions, build};
-use crate::image::manifest::{Manifest, Version, shipped_names};
-use crate::image::proof::{Proven, Times};
+use crate::image::manifest::{ImageVersion, Manifest, shipped_names};
 use crate::image::store::{Provenance, Prune, Store, VerifiedImage};
 use crate::image::update::{self, Update};
+use crate::image::verify::{Proven, Times};
 use crate::image::{Beside, FetchOptions, ImageFormat, fetch, verify_file};
-use crate::report::words;
+use crate::report::humanize;
 
 /// List, fetch, verify and update the images that guests are made from
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,7 @@ The path of the image is printed on stdout. An interrupted download goes on wher
         /// A shipped manifest's name, or a path to one
         manifest: String,
         #[command(flatten)]
-        network: Network,
+        network: NetworkArgs,
     },
     /// Verify a file that is already here, or all of the store, without any connection
     #[command(after_help = "\
@@ -96,7 +96,7 @@ Examples:
         #[arg(long)]
         check: bool,
         #[command(flatten)]
-        network: Network,
+        network: NetworkArgs,
     },
     /// Remove images that a newer one has replaced, and what failed downloads left
     Prune {
@@ -110,7 +110,7 @@ Examples:
 }
 
 #[derive(Debug, clap::Args)]
-struct Network {
+struct NetworkArgs {
     /// Proxy for every download; else http_proxy, https_proxy, all_proxy and no_proxy count
     #[arg(long, value_name = "URL")]
     proxy: Option<Url>,
@@ -155,7 +155,7 @@ struct Verify {
     accept_older: bool,
 }
 
-impl Network {
+impl NetworkArgs {
     fn options(self) -> FetchOptions {
         FetchOptions {
             proxy: self.proxy,
@@ -232,17 +232,17 @@ fn store(globals: &Globals) -> Result<Store> {
 async fn watched<T>(
     globals: &Globals,
     title: String,
-    work: impl AsyncFnOnce(&Feed, &CancellationToken) -> Result<T>,
+    work: impl AsyncFnOnce(&EventSink, &CancellationToken) -> Result<T>,
 ) -> Result<T> {
-    let told = Told::aside(globals)?;
-    let cancel = told.cancel();
-    let done = told
-        .feed
-        .step("image", &title, "asked for", async |feed: &Feed| {
-            until_safe_point(&cancel, work(feed, &cancel)).await
+    let run_session = RunSession::aside(globals)?;
+    let cancel = run_session.cancel();
+    let done = run_session
+        .events
+        .step("image", &title, "asked for", async |events: &EventSink| {
+            until_safe_point(&cancel, work(events, &cancel)).await
         })
         .await;
-    told.end();
+    run_session.end();
     done
 }
 
@@ -275,7 +275,7 @@ fn list(globals: &Globals) -> Result<()> {
             image.name(),
             image.version(),
             image.format(),
-            words::bytes(image.size())
+            humanize::bytes(image.size())
         ));
     }
     for name in shipped {
@@ -291,7 +291,7 @@ fn show(manifest: &str, globals: &Globals) -> Result<()> {
     struct Answer<'a> {
         schema: u32,
         name: &'a str,
-        version: Option<&'a Version>,
+        version: Option<&'a ImageVersion>,
         text: &'a str,
         image: Option<Image>,
     }
@@ -320,8 +320,8 @@ async fn fetched(manifest: &str, options: FetchOptions, globals: &Globals) -> Re
     let manifest = Manifest::named_or_at(manifest)?;
     let store = store(globals)?;
     let title = format!("fetch {}", manifest.name());
-    let image = watched(globals, title, async |feed, cancel| {
-        fetch(&manifest, &store, &options, feed, cancel).await
+    let image = watched(globals, title, async |events, cancel| {
+        fetch(&manifest, &store, &options, events, cancel).await
     })
     .await?;
     answer(&image, globals)
@@ -331,8 +331,8 @@ async fn built(manifest: &str, options: &BuildOptions, globals: &Globals) -> Res
     let manifest = Manifest::named_or_at(manifest)?;
     let store = store(globals)?;
     let title = format!("build {}", manifest.name());
-    let image = watched(globals, title, async |feed, cancel| {
-        build(&manifest, &store, options, feed, cancel).await
+    let image = watched(globals, title, async |events, cancel| {
+        build(&manifest, &store, options, events, cancel).await
     })
     .await?;
     answer(&image, globals)
@@ -392,10 +392,11 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
         images: Vec<One>,
     }
     let store = store(globals)?;
-    let images = watched(globals, "verify the image store".to_owned(), async |feed, cancel| {
-        let (feed, cancel) = (feed.clone(), cancel.clone());
-        let reading = tokio::task::spawn_blocking(move || store.audit(quarantine, &feed, &cancel));
-        reading.await.map_err(|error| Error::internal("the verifier died").because(error))?
+    let images = watched(globals, "verify the image store".to_owned(), async |events, cancel| {
+        let (events, cancel) = (events.clone(), cancel.clone());
+        let reading =
+            tokio::task::spawn_blocking(move || store.audit(quarantine, &events, &cancel));
+        reading.await.map_err(|error| Error::internal("the verifier died").with_source(error))?
     })
     .await?;
     let bad = images.iter().any(|image| image.wrong.is_some());
@@ -412,7 +413,7 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
     if globals.json {
         output::print_json(&Answer { schema: 1, images })?;
     } else {
-        let told = |image: &One| match &image.why {
+        let run_session = |image: &One| match &image.why {
             None => {
                 format!("holds: {} {}: {}\n", image.name, image.version, image.proofs.join("; "))
             }
@@ -427,7 +428,7 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
                 )
             }
         };
-        let text: String = images.iter().map(told).collect();
+        let text: String = images.iter().map(run_session).collect();
         output::print(if text.is_empty() { "the image store is empty\n" } else { &text })?;
     }
     let code = if bad { Kind::Untrusted.exit_code() } else { 0 };
@@ -450,12 +451,12 @@ async fn proven(
     };
     let times = Times { now: Timestamp::now(), newest_seen };
     let title = format!("verify {file}");
-    watched(globals, title, async move |feed, cancel| {
-        let (feed, cancel) = (feed.clone(), cancel.clone());
+    watched(globals, title, async move |events, cancel| {
+        let (events, cancel) = (events.clone(), cancel.clone());
         let reading = tokio::task::spawn_blocking(move || {
-            verify_file(&manifest, &file, &beside, times, &feed, &cancel)
+            verify_file(&manifest, &file, &beside, times, &events, &cancel)
         });
-        reading.await.map_err(|error| Error::internal("the verifier died").because(error))?
+        reading.await.map_err(|error| Error::internal("the verifier died").with_source(error))?
     })
     .await
 }
@@ -477,8 +478,8 @@ async fn updated(
     let manifest = Manifest::named_or_at(manifest)?;
     let store = store(globals)?;
     let title = format!("look for a newer {}", manifest.name());
-    let found = watched(globals, title, async |feed, cancel| {
-        feed.doing("asking for the newest version");
+    let found = watched(globals, title, async |events, cancel| {
+        events.doing("asking for the newest version");
         update::newest(&manifest, &options, cancel).await
     })
     .await?;
@@ -491,8 +492,8 @@ async fn updated(
         // Before gigabytes are fetched for a file that cannot be changed.
         update::file_of(&manifest)?;
         let title = format!("fetch {} {new}", manifest.name());
-        let (fetched, text) = watched(globals, title, async |feed, cancel| {
-            update::to_version(&manifest, &new, &store, &options, feed, cancel).await
+        let (fetched, text) = watched(globals, title, async |events, cancel| {
+            update::to_version(&manifest, &new, &store, &options, events, cancel).await
         })
         .await?;
         update::write(&manifest, &text)?;
@@ -535,7 +536,7 @@ fn pruned(all: bool, dry_run: bool, globals: &Globals) -> Result<()> {
     let verb = if dry_run { "would remove" } else { "removed" };
     let mut text: String = pruned
         .iter()
-        .map(|one| format!("{verb} {} ({}): {}\n", one.path, words::bytes(one.bytes), one.why))
+        .map(|one| format!("{verb} {} ({}): {}\n", one.path, humanize::bytes(one.bytes), one.why))
         .collect();
     if text.is_empty() {
         text.push_str("nothing to remove\n");

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct InitAnswer {
     schema: u32,
     file: Utf8PathBuf,
 }
@@ -42,7 +42,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     };
     write_new(&args.file, text)?;
     if globals.json {
-        output::print_json(&Answer { schema: 1, file: args.file })?;
+        output::print_json(&InitAnswer { schema: 1, file: args.file })?;
     } else if !globals.quiet {
         let file = &args.file;
         // As a bare name it would mean a recipe that ships.

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::lab::Labs;
-use crate::plan::{Lock, World};
+use crate::plan::{LabContext, Lock};
 use crate::recipe::{LabName, Recipe, RecipeOrigin};
 
 /// Pin what a running lab came to: images, packages, kernels, hypervisors
@@ -46,7 +46,7 @@ async fn write(args: Args, globals: &Globals) -> Result<()> {
     let path = path(&recipe);
     let name = args.lab.as_ref().unwrap_or(&recipe.name).clone();
     let lab = Labs::at(&globals.state_dir).open(&name)?;
-    let lock = Lock::of(&World::open(recipe, &lab, &globals.cache_dir).await?).await?;
+    let lock = Lock::of(&LabContext::open(recipe, &lab, &globals.cache_dir).await?).await?;
     let before = if path.exists() { Some(load(&path)?) } else { None };
     replace(&path, &lock.text()?)?;
     match before {

@@ -11,8 +11,8 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress, printable};
 use crate::lab::{Lab, Labs};
 use crate::recipe::LabName;
-use crate::report::json::Line;
-use crate::report::tell::Tell;
+use crate::report::json::EventLine;
+use crate::report::line_format::LineFormatter;
 use crate::report::{Style, log};
 
 /// Show what happened in a lab, and what programs said
@@ -45,16 +45,16 @@ pub(crate) struct Args {
 
 /// A run whose log is kept.
 #[derive(Serialize)]
-struct Run {
+struct LoggedRun {
     run: usize,
     log: String,
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct LogsAnswer {
     schema: u32,
     lab: String,
-    runs: Vec<Run>,
+    runs: Vec<LoggedRun>,
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
@@ -70,10 +70,11 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 fn list(lab: &Lab, globals: &Globals) -> Result<()> {
     let logs = log::list(&lab.logs())?;
     let newest_first = logs.into_iter().rev().enumerate();
-    let runs: Vec<Run> =
-        newest_first.map(|(back, path)| Run { run: back + 1, log: path.into_string() }).collect();
+    let runs: Vec<LoggedRun> = newest_first
+        .map(|(back, path)| LoggedRun { run: back + 1, log: path.into_string() })
+        .collect();
     if globals.json {
-        return output::print_json(&Answer { schema: 1, lab: lab.name().to_string(), runs });
+        return output::print_json(&LogsAnswer { schema: 1, lab: lab.name().to_string(), runs });
     }
     output::print(
         &runs.iter().map(|run| format!("{:3}  {}\n", run.run, run.log)).collect::<String>(),
@@ -96,12 +97,12 @@ fn show(lab: &Lab, back: u32, what: Option<&str>, globals: &Globals) -> Result<(
             .hint("name a guest, such as l1, or a step as `nestlab plan` lists them"));
     }
     let text: String = if globals.json {
-        wanted.map(Line::to_json).collect()
+        wanted.map(EventLine::to_json).collect()
     } else {
         let style = Style { verbose: true, quiet: false, ..style(globals) };
         let terminal = console::colors_enabled();
-        let tell = Tell::new(style, style.color.paint(terminal), false);
-        wanted.filter_map(|line| told(line, &tell)).collect()
+        let tell = LineFormatter::new(style, style.color.paint(terminal), false);
+        wanted.filter_map(|line| run_session(line, &tell)).collect()
     };
     output::print(&text)
 }
@@ -114,7 +115,7 @@ fn belongs(event: &Event, what: &str) -> bool {
 }
 
 /// Returns a line for a person: the time of day here, and what happened.
-fn told(line: &Line, tell: &Tell) -> Option<String> {
+fn run_session(line: &EventLine, tell: &LineFormatter) -> Option<String> {
     let said = match &line.event {
         Event::StepStarted { title, why, .. } => tell.begun(title, why),
         Event::StepProgress { step, progress: Progress::Doing { what } } => {

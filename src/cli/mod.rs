@@ -1,7 +1,7 @@
 //! The command line: one file per command. The only place that knows clap.
 //!
 //! A command is a module with its `Args` and `async fn run(Args, &Globals) -> Result<ExitCode>`; to add
-//! one, add its module here, its variant to [`args::Command`], and its line to [`dispatch`]. Results go
+//! one, add its module here, its variant to [`args::CliCommand`], and its line to [`dispatch`]. Results go
 //! to stdout through [`output`]; progress and diagnostics go to stderr.
 
 mod agree;
@@ -10,7 +10,8 @@ mod ask;
 mod bundle;
 mod check;
 mod completions;
-mod copy;
+mod console;
+mod cp;
 mod destroy;
 mod doctor;
 mod down;
@@ -27,7 +28,6 @@ mod plan;
 mod recipe;
 mod schema;
 mod screenshot;
-mod serial;
 mod session;
 mod ssh;
 mod ssh_config;
@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 pub(crate) use args::Globals;
-use args::{Cli, Command};
+use args::{Cli, CliCommand};
 
 use crate::error::{Error, Result};
 
@@ -57,31 +57,31 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|error| failure::tell(&error, json))
 }
 
-async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
+async fn dispatch(command: CliCommand, globals: &Globals) -> Result<ExitCode> {
     match command {
-        Command::Up(args) => up::run(args, globals).await,
-        Command::Plan(args) => plan::run(args, globals).await,
-        Command::Status(args) => status::run(args, globals).await,
-        Command::Ssh(args) => ssh::ssh(args, globals).await,
-        Command::Exec(args) => ssh::exec(args, globals).await,
-        Command::Lock(args) => lock::run(args, globals).await,
-        Command::Cp(args) => copy::run(args, globals).await,
-        Command::SshConfig(args) => ssh_config::run(args, globals).await,
-        Command::Console(args) => serial::run(args, globals).await,
-        Command::Screenshot(args) => screenshot::run(args, globals).await,
-        Command::Down(args) => down::run(args, globals).await,
-        Command::Destroy(args) => destroy::run(args, globals).await,
-        Command::Logs(args) => logs::run(args, globals).await,
-        Command::Bundle(args) => bundle::run(args, globals).await,
-        Command::Gc(args) => gc::run(args, globals).await,
-        Command::Image(args) => image::run(args, globals).await,
-        Command::Check(args) => check::run(args, globals).await,
-        Command::Doctor(args) => doctor::run(args, globals).await,
-        Command::Init(args) => init::run(args, globals).await,
-        Command::Recipe(args) => recipe::run(args, globals).await,
-        Command::Schema(args) => schema::run(args, globals).await,
-        Command::Completions(args) => completions::run(args, globals).await,
-        Command::Man(args) => man::run(args, globals).await,
+        CliCommand::Up(args) => up::run(args, globals).await,
+        CliCommand::Plan(args) => plan::run(args, globals).await,
+        CliCommand::Status(args) => status::run(args, globals).await,
+        CliCommand::Ssh(args) => ssh::ssh(args, globals).await,
+        CliCommand::Exec(args) => ssh::exec(args, globals).await,
+        CliCommand::Lock(args) => lock::run(args, globals).await,
+        CliCommand::Cp(args) => cp::run(args, globals).await,
+        CliCommand::SshConfig(args) => ssh_config::run(args, globals).await,
+        CliCommand::Console(args) => console::run(args, globals).await,
+        CliCommand::Screenshot(args) => screenshot::run(args, globals).await,
+        CliCommand::Down(args) => down::run(args, globals).await,
+        CliCommand::Destroy(args) => destroy::run(args, globals).await,
+        CliCommand::Logs(args) => logs::run(args, globals).await,
+        CliCommand::Bundle(args) => bundle::run(args, globals).await,
+        CliCommand::Gc(args) => gc::run(args, globals).await,
+        CliCommand::Image(args) => image::run(args, globals).await,
+        CliCommand::Check(args) => check::run(args, globals).await,
+        CliCommand::Doctor(args) => doctor::run(args, globals).await,
+        CliCommand::Init(args) => init::run(args, globals).await,
+        CliCommand::Recipe(args) => recipe::run(args, globals).await,
+        CliCommand::Schema(args) => schema::run(args, globals).await,
+        CliCommand::Completions(args) => completions::run(args, globals).await,
+        CliCommand::Man(args) => man::run(args, globals).await,
     }
 }
 

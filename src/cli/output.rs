@@ -9,19 +9,19 @@ use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
 use crate::event::printable_json;
-use crate::report::Paint;
+use crate::report::Theme;
 
 /// Writes `text` to stdout, made printable; colors of ours stay where stdout has colors.
 ///
 /// # Errors
 /// [`Kind::Io`] if stdout cannot be written, such as to a full disk.
 pub(crate) fn print(text: &str) -> Result<()> {
-    print_bytes(Paint::new(console::colors_enabled()).printable(text).as_bytes())
+    print_bytes(Theme::new(console::colors_enabled()).printable(text).as_bytes())
 }
 
 /// Writes `text` to stderr, made printable; if that is closed, there is nobody to tell.
 pub(crate) fn eprint(text: &str) {
-    let text = Paint::new(console::colors_enabled_stderr()).printable(text);
+    let text = Theme::new(console::colors_enabled_stderr()).printable(text);
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
@@ -40,6 +40,6 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<()> {
 /// Writes `answer` to stdout as one JSON object on one line; errors as [`print`] has them.
 pub(crate) fn print_json(answer: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(answer)
-        .map_err(|error| Error::internal("an answer is not JSON").because(error))?;
+        .map_err(|error| Error::internal("an answer is not JSON").with_source(error))?;
     print_bytes(format!("{}\n", printable_json(&text)).as_bytes())
 }

@@ -12,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Globals, guests, output};
 use crate::engine;
 use crate::error::Result;
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::host::{Command, quote};
 use crate::lab::Labs;
 use crate::plan::{
-    self, Blueprint, Check, Consent, Context, Effect, Machine, Plan, RecipeSource, StepId, World,
-    contract, recovery,
+    self, Blueprint, Check, Consent, Context, Effect, LabContext, Machine, Plan, RecipeSource,
+    StepId, contract, recovery,
 };
-use crate::recipe::budget::{GuestView, WayOut};
+use crate::recipe::budget::{HostKeyBinding, ResolvedView};
 use crate::recipe::{HypervisorKind, LabName, Recipe};
 
 /// Show what `up` would do, and why; change nothing
@@ -49,14 +49,14 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct PlanAnswer {
     schema: u32,
     lab: String,
     /// What is wrong with the lab's records, or keeps `up` from working on it here.
     warnings: Vec<String>,
-    guests: Vec<GuestView>,
+    guests: Vec<ResolvedView>,
     /// The Host Key of every VirtualBox, the outermost first.
-    host_keys: Vec<WayOut>,
+    host_keys: Vec<HostKeyBinding>,
     steps: Vec<StepView>,
     /// The guests that the lab has and its recipe has no more.
     orphaned: Vec<OrphanView>,
@@ -100,22 +100,23 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let name = args.lab.as_ref().unwrap_or(&recipe.name).clone();
     let lab = Labs::at(&globals.state_dir).planned(&name);
     RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
-    let world = World::open(recipe, &lab, &globals.cache_dir).await?;
-    let replaced = world.replaceable(&args.replace)?;
-    let world = Arc::new(world.with_consent(Consent { replaced, ..Consent::default() })?);
-    let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
+    let lab_context = LabContext::open(recipe, &lab, &globals.cache_dir).await?;
+    let replaced = lab_context.replaceable(&args.replace)?;
+    let lab_context =
+        Arc::new(lab_context.with_consent(Consent { replaced, ..Consent::default() })?);
+    let plan = plan::builder::plan(lab_context.clone(), args.until.as_deref())?;
     let cancel = CancellationToken::new();
-    let checks = engine::check(&plan, Feed::silent(), cancel.clone()).await?;
+    let checks = engine::check(&plan, EventSink::silent(), cancel.clone()).await?;
     let checks = contract::consequences(checks);
-    let context = Context::looking(Feed::silent(), cancel);
-    let blueprint = world.machines.blueprint();
-    let answer = Answer {
+    let context = Context::looking(EventSink::silent(), cancel);
+    let blueprint = lab_context.machines.blueprint();
+    let answer = PlanAnswer {
         schema: 1,
         lab: name.to_string(),
         warnings: if lab.directory().exists() { recovery::warnings(&lab) } else { Vec::new() },
-        guests: world.budget.view(&world.recipe),
-        host_keys: world.budget.ways_out(&world.recipe),
-        steps: views(&world, &plan, checks, &context).await?,
+        guests: lab_context.budget.view(&lab_context.recipe),
+        host_keys: lab_context.budget.host_key_bindings(&lab_context.recipe),
+        steps: views(&lab_context, &plan, checks, &context).await?,
         orphaned: orphans(blueprint),
         about_orphans: guests::orphaned(blueprint, &name),
     };
@@ -142,7 +143,7 @@ fn orphans(blueprint: &Blueprint) -> Vec<OrphanView> {
 }
 
 async fn views(
-    world: &World,
+    lab_context: &LabContext,
     plan: &Plan,
     checks: Vec<(StepId, Check)>,
     context: &Context,
@@ -161,7 +162,7 @@ async fn views(
             needs: step.needs().iter().map(ToString::to_string).collect(),
             state,
             why,
-            asks: effect.as_ref().is_some_and(|effect| world.asks_for(effect)),
+            asks: effect.as_ref().is_some_and(|effect| lab_context.asks_for(effect)),
             effect,
             commands: commands.iter().map(Command::argv).map(<[String]>::to_vec).collect(),
         });
@@ -187,7 +188,7 @@ fn parts(check: Check) -> (&'static str, Option<String>, Option<Effect>) {
 }
 
 /// Returns the answer for a person. Writing to a `String` cannot fail.
-fn text(answer: &Answer) -> String {
+fn text(answer: &PlanAnswer) -> String {
     let mut out = format!("lab {}\n", style(&answer.lab).bold());
     for warning in &answer.warnings {
         let _ = writeln!(out, "{}", style(format!("warning: {warning}")).yellow());

@@ -33,7 +33,7 @@ Examples:
 
 /// A recipe in the JSON answers.
 #[derive(Serialize)]
-struct Entry {
+struct RecipeEntry {
     name: &'static str,
     description: Option<String>,
     /// Why nobody should rely on it yet.
@@ -48,18 +48,18 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn entry(recipe: &shipped::Shipped) -> Result<Entry> {
+fn entry(recipe: &shipped::Shipped) -> Result<RecipeEntry> {
     let name = recipe.name;
     let recipe = recipe.recipe()?;
     let untested = recipe.untested().map(str::to_owned);
-    Ok(Entry { name, description: recipe.description, untested })
+    Ok(RecipeEntry { name, description: recipe.description, untested })
 }
 
 fn list(globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
     struct Answer {
         schema: u32,
-        recipes: Vec<Entry>,
+        recipes: Vec<RecipeEntry>,
     }
     let recipes = shipped::shipped().iter().map(entry).collect::<Result<Vec<_>>>()?;
     if globals.json {
@@ -81,7 +81,7 @@ fn show(name: &str, globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
     struct Answer {
         schema: u32,
-        recipe: Entry,
+        recipe: RecipeEntry,
         text: &'static str,
     }
     let recipe = find(name)?;

@@ -18,22 +18,22 @@ An editor with Taplo (Even Better TOML) uses it for a recipe that begins with
 pub(crate) struct Args {
     /// Which format
     #[arg(value_enum)]
-    format: Format,
+    format: SchemaKind,
 }
 
 /// A file format.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
+enum SchemaKind {
     /// A lab's recipe
     Recipe,
 }
 
 pub(crate) async fn run(args: Args, _: &Globals) -> Result<ExitCode> {
     let schema = match args.format {
-        Format::Recipe => crate::recipe::schema::recipe(),
+        SchemaKind::Recipe => crate::recipe::schema::recipe(),
     };
     let mut text = serde_json::to_string_pretty(&schema)
-        .map_err(|error| Error::internal("the schema is not JSON").because(error))?;
+        .map_err(|error| Error::internal("the schema is not JSON").with_source(error))?;
     text.push('\n');
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)

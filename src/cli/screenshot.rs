@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 
-use super::session::Session;
+use super::session::LabSession;
 use super::{Globals, output};
 use crate::error::Result;
 use crate::host::Command;
@@ -30,13 +30,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
-    let session = Session::open(globals, args.lab.as_ref())?;
-    let seat = session.machines.seat(&args.guest).await?;
+    let session = LabSession::open(globals, args.lab.as_ref())?;
+    let vm = session.machines.vm(&args.guest).await?;
     let file = args.file.unwrap_or_else(|| format!("{}.png", args.guest).into());
-    let there = seat.machine.spec.directory.join("screen.png");
-    seat.hypervisor.screenshot(&*seat.host, &seat.machine.spec, &there).await?;
-    let got = seat.host.read(&there, MOST_BYTES).await;
-    seat.host.check(&Command::new("rm").args(["-f", "--", there.as_str()])).await?;
+    let there = vm.machine.spec.directory.join("screen.png");
+    vm.hypervisor.screenshot(&*vm.host, &vm.machine.spec, &there).await?;
+    let got = vm.host.read(&there, MOST_BYTES).await;
+    vm.host.check(&Command::new("rm").args(["-f", "--", there.as_str()])).await?;
     fs_err::write(&file, got?)?;
     output::print(&format!("{file}\n"))?;
     Ok(ExitCode::SUCCESS)

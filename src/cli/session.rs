@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Globals;
-use crate::engine::{Running, Signals};
+use crate::engine::{RunningSteps, Signals};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::HostRef;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, Labs};
@@ -17,21 +17,21 @@ use crate::recipe::LabName;
 use crate::report::{Reporter, RunLog, Style};
 
 /// A lab that was built, at least in part, and its machines.
-pub(super) struct Session {
+pub(super) struct LabSession {
     /// The lab.
     pub(super) lab: Lab,
     /// Its machines.
     pub(super) machines: Arc<Machines>,
 }
 
-impl Session {
+impl LabSession {
     /// Opens the lab that the user means: the one named, or the only one.
     ///
     /// # Errors
     /// [`Kind::Usage`] if there is no such lab, or nothing of it was built.
     pub(super) fn open(globals: &Globals, name: Option<&LabName>) -> Result<Self> {
         let lab = Labs::at(&globals.state_dir).choose(name)?;
-        Session::of(lab)
+        LabSession::of(lab)
     }
 
     /// Opens `lab`.
@@ -39,7 +39,7 @@ impl Session {
         let blueprint = Blueprint::of(&lab)?.ok_or_else(|| nothing_built(&lab))?;
         let l0 = l0_of(&blueprint, &lab)?;
         let machines = Arc::new(Machines::new(lab.clone(), blueprint, l0, Drivers::new()));
-        Ok(Session { lab, machines })
+        Ok(LabSession { lab, machines })
     }
 }
 
@@ -83,39 +83,39 @@ pub(super) fn command_line() -> Vec<String> {
 }
 
 /// A run that tells of its events and ends at a signal.
-pub(super) struct Told {
+pub(super) struct RunSession {
     reporter: Reporter,
     signals: Signals,
     /// Where the run tells of what it does.
-    pub(super) feed: Feed,
+    pub(super) events: EventSink,
 }
 
-impl Told {
+impl RunSession {
     /// Begins to tell, into `log` too if there is one, and to listen for signals.
     pub(super) fn begin(globals: &Globals, log: Option<RunLog>) -> Result<Self> {
-        Told::in_style(style(globals), log)
+        RunSession::in_style(style(globals), log)
     }
 
     /// Begins to tell a person, for a command that answers with one JSON object: a program is told nothing
     /// on the way.
     pub(super) fn aside(globals: &Globals) -> Result<Self> {
         let quiet = globals.quiet || globals.json;
-        Told::in_style(Style { json: false, quiet, ..style(globals) }, None)
+        RunSession::in_style(Style { json: false, quiet, ..style(globals) }, None)
     }
 
     fn in_style(style: Style, log: Option<RunLog>) -> Result<Self> {
         let reporter = Reporter::new(style, log);
-        let running = Running::default();
-        let feed = running.watch(reporter.feed());
+        let running = RunningSteps::default();
+        let events = running.watch(reporter.events());
         let leave = reporter.clone();
-        let signals = Signals::listen(feed.clone(), running, move || leave.leave())?;
-        Ok(Told { reporter, signals, feed })
+        let signals = Signals::listen(events.clone(), running, move || leave.leave())?;
+        Ok(RunSession { reporter, signals, events })
     }
 
     /// Tells what is wrong with the records of `lab`.
     pub(super) fn warn_of_records(&self, lab: &Lab) {
         for warning in recovery::warnings(lab) {
-            self.feed.notice(Level::Warning, warning);
+            self.events.notice(Level::Warning, warning);
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::Globals;
-use super::session::Session;
+use super::session::LabSession;
 use crate::error::Result;
 use crate::host::{Command, Exit, Host, StdStream};
 use crate::recipe::LabName;
@@ -44,14 +44,14 @@ pub(crate) struct ExecArgs {
 }
 
 pub(crate) async fn ssh(args: SshArgs, globals: &Globals) -> Result<ExitCode> {
-    let session = Session::open(globals, args.lab.as_ref())?;
+    let session = LabSession::open(globals, args.lab.as_ref())?;
     let guest = session.machines.enter(&args.guest).await?;
     let command = (!args.command.is_empty()).then(|| Command::from_argv(args.command));
     Ok(code(&guest.shell(command.as_ref()).await?))
 }
 
 pub(crate) async fn exec(args: ExecArgs, globals: &Globals) -> Result<ExitCode> {
-    let session = Session::open(globals, args.lab.as_ref())?;
+    let session = LabSession::open(globals, args.lab.as_ref())?;
     let guest = session.machines.enter(&args.guest).await?;
     let command = Command::from_argv(args.command);
     let exit = guest.run_streaming(&command, &mut pass_on).await?;

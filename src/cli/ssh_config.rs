@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use super::session::Session;
+use super::session::LabSession;
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
 use crate::host::StreamAddress;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
-    let session = Session::open(globals, args.lab.as_ref())?;
+    let session = LabSession::open(globals, args.lab.as_ref())?;
     if session.machines.blueprint().l0_ssh.is_some() {
         return Err(Error::new(Kind::Usage, "L0 of this lab is another machine")
             .hint("`nestlab ssh GUEST` leads there"));
@@ -50,13 +50,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 
 /// Returns the section of `machine`; `None` if it is not up or has no SSH server. Writing to a `String`
 /// cannot fail.
-async fn section(session: &Session, machine: &Machine) -> Result<Option<String>> {
+async fn section(session: &LabSession, machine: &Machine) -> Result<Option<String>> {
     let Some(login) = &machine.login else { return Ok(None) };
-    let seat = session.machines.seat_of(machine).await?;
-    if seat.inspect().await?.map(|actual| actual.power) != Some(Power::Running) {
+    let vm = session.machines.vm_handle(machine).await?;
+    if vm.inspect().await?.map(|actual| actual.power) != Some(Power::Running) {
         return Ok(None);
     }
-    let address = seat.hypervisor.endpoint(&*seat.host, &machine.spec, login.port).await?;
+    let address = vm.hypervisor.endpoint(&*vm.host, &machine.spec, login.port).await?;
     let StreamAddress::Tcp(host, port) = address else { return Ok(None) };
     let known = session.lab.known_hosts();
     let alias = known.alias(machine.name.as_str());

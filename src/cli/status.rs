@@ -8,15 +8,15 @@ use std::time::Duration;
 use console::style;
 use serde::Serialize;
 
-use super::session::{Session, silent};
+use super::session::{LabSession, silent};
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
-use crate::host::Patience;
+use crate::host::TimeoutScale;
 use crate::hypervisor::{Actual, Power, Probe};
-use crate::lab::{Lab, Labs, Status};
-use crate::plan::{Blueprint, Machine, Seat, provenance, recovery};
+use crate::lab::{Lab, LabState, Labs};
+use crate::plan::{Blueprint, Machine, VmHandle, provenance, recovery};
 use crate::recipe::LabName;
-use crate::report::words::one_line;
+use crate::report::humanize::one_line;
 
 /// How long a host may take to tell of one guest, on bare metal.
 const ONE_LOOK: Duration = Duration::from_secs(30);
@@ -29,24 +29,24 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct StatusAnswer {
     schema: u32,
-    labs: Vec<LabView>,
+    labs: Vec<LabStatus>,
 }
 
 #[derive(Serialize)]
-struct LabView {
+struct LabStatus {
     lab: String,
     recipe: String,
     /// The process that works on it now.
     busy: Option<u32>,
     /// What is wrong with its records, or keeps other commands from working on it here.
     warnings: Vec<String>,
-    guests: Vec<GuestView>,
+    guests: Vec<GuestStatus>,
 }
 
 #[derive(Serialize)]
-struct GuestView {
+struct GuestStatus {
     name: String,
     level: u32,
     parent: String,
@@ -80,15 +80,15 @@ struct Drift {
 }
 
 /// What a look at a guest's VM tells.
-struct Seen {
+struct ObservedVm {
     state: String,
     address: Option<String>,
     drift: Vec<Drift>,
 }
 
-impl Seen {
+impl ObservedVm {
     fn unknown(state: String) -> Self {
-        Seen { state, address: None, drift: Vec::new() }
+        ObservedVm { state, address: None, drift: Vec::new() }
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             views.push(view_or_damage(&labs, &name).await);
         }
     }
-    let answer = Answer { schema: 1, labs: views };
+    let answer = StatusAnswer { schema: 1, labs: views };
     if globals.json {
         output::print_json(&answer)?;
     } else if answer.labs.is_empty() {
@@ -114,12 +114,12 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 }
 
 /// Returns the lab `name`, or why it cannot be shown: the others can.
-async fn view_or_damage(labs: &Labs, name: &LabName) -> LabView {
+async fn view_or_damage(labs: &Labs, name: &LabName) -> LabStatus {
     let seen = match labs.open(name) {
         Ok(lab) => view(lab).await,
         Err(error) => Err(error),
     };
-    seen.unwrap_or_else(|error| LabView {
+    seen.unwrap_or_else(|error| LabStatus {
         lab: name.to_string(),
         recipe: labs.planned(name).recipe_path().to_string(),
         busy: None,
@@ -128,7 +128,7 @@ async fn view_or_damage(labs: &Labs, name: &LabName) -> LabView {
     })
 }
 
-async fn view(lab: Lab) -> Result<LabView> {
+async fn view(lab: Lab) -> Result<LabStatus> {
     let warnings = recovery::warnings(&lab);
     // What is seen from here of a lab that is of another machine says nothing.
     let here = lab.refusal().is_none();
@@ -137,16 +137,21 @@ async fn view(lab: Lab) -> Result<LabView> {
     let busy = lab.holder()?.map(|holder| holder.pid);
     let mut guests = Vec::new();
     if Blueprint::of(&lab)?.is_some() {
-        let session = Session::of(lab)?;
+        let session = LabSession::of(lab)?;
         // One after another: a hypervisor that is slow enough answers one at a time.
         for machine in session.machines.blueprint().all() {
             guests.push(guest(&session, machine, &known, here).await);
         }
     }
-    Ok(LabView { lab: name, recipe, busy, warnings, guests })
+    Ok(LabStatus { lab: name, recipe, busy, warnings, guests })
 }
 
-async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool) -> GuestView {
+async fn guest(
+    session: &LabSession,
+    machine: &Machine,
+    known: &LabState,
+    here: bool,
+) -> GuestStatus {
     let name = machine.name.as_str();
     let seen = if here {
         tokio::select! {
@@ -154,21 +159,21 @@ async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool)
             error = overdue(session, machine) => Err(error),
         }
     } else {
-        Ok(Seen::unknown("unknown".to_owned()))
+        Ok(ObservedVm::unknown("unknown".to_owned()))
     };
-    let Seen { state, address, drift } = match seen {
+    let ObservedVm { state, address, drift } = match seen {
         Ok(seen) => seen,
         Err(error) if error.kind() == Kind::Unreachable && machine.parent.is_some() => {
-            Seen::unknown("unknown".to_owned())
+            ObservedVm::unknown("unknown".to_owned())
         }
-        Err(error) => Seen::unknown(format!("unknown: {}", error.message())),
+        Err(error) => ObservedVm::unknown(format!("unknown: {}", error.message())),
     };
     let blueprint = session.machines.blueprint();
     let (orphaned, place) = (blueprint.is_orphaned(machine), blueprint.place(machine));
     // What is known by a name is known of the guest that has it first.
     let is_named = blueprint.known(name).is_ok_and(|named| named == machine);
     let ready = known.ready.get(name).filter(|_| state == "running" && is_named);
-    GuestView {
+    GuestStatus {
         name: name.to_owned(),
         level: blueprint.level(machine),
         parent: machine.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
@@ -191,28 +196,28 @@ async fn guest(session: &Session, machine: &Machine, known: &Status, here: bool)
 }
 
 /// Returns, once the host of `machine` has been silent for too long, what to say of it.
-async fn overdue(session: &Session, machine: &Machine) -> Error {
+async fn overdue(session: &LabSession, machine: &Machine) -> Error {
     let machines = &session.machines;
     let (host, patience) = match machines.blueprint().host_of(machine) {
         // Asking for it finds out what is on the way to the guest's host, as the look does just now.
         Some(around) => (around.name.as_str(), machines.patience_of(around).await),
-        None => (machines.l0().name(), Ok(Patience::new(machines.blueprint().patience))),
+        None => (machines.l0().name(), Ok(TimeoutScale::new(machines.blueprint().patience))),
     };
-    let limit = patience.unwrap_or(Patience::NATIVE).limit(ONE_LOOK);
+    let limit = patience.unwrap_or(TimeoutScale::NATIVE).limit(ONE_LOOK);
     tokio::time::sleep(limit).await;
     silent(host, limit)
 }
 
-async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
-    let seat = session.machines.seat_of(machine).await?;
-    let actual = seat.inspect().await?;
+async fn look(session: &LabSession, machine: &Machine) -> Result<ObservedVm> {
+    let vm = session.machines.vm_handle(machine).await?;
+    let actual = vm.inspect().await?;
     let values_known = !session.machines.blueprint().recalled;
-    let drift = actual.as_ref().filter(|_| values_known).map(|actual| drift(&seat, actual));
+    let drift = actual.as_ref().filter(|_| values_known).map(|actual| drift(&vm, actual));
     let drift = drift.unwrap_or_default();
     let power = actual.map(|actual| actual.power);
     let address = match (&power, &machine.login) {
         (Some(Power::Running), Some(login)) => {
-            seat.hypervisor.endpoint(&*seat.host, &machine.spec, login.port).await.ok()
+            vm.hypervisor.endpoint(&*vm.host, &machine.spec, login.port).await.ok()
         }
         _ => None,
     };
@@ -225,15 +230,15 @@ async fn look(session: &Session, machine: &Machine) -> Result<Seen> {
         Some(Power::Changing(word)) => word,
         Some(Power::Crashed(_)) => "crashed".to_owned(),
     };
-    Ok(Seen { state, address: address.map(|address| address.to_string()), drift })
+    Ok(ObservedVm { state, address: address.map(|address| address.to_string()), drift })
 }
 
 /// Returns what differs from the lab's blueprint. Commands alone depend on the hypervisor's version, and
 /// none are shown: what is presumed of it saves a probe, which is slow.
-fn drift(seat: &Seat, actual: &Actual) -> Vec<Drift> {
-    let machine = &seat.machine;
+fn drift(vm: &VmHandle, actual: &Actual) -> Vec<Drift> {
+    let machine = &vm.machine;
     let probe = Probe::presumed(machine.outer);
-    let changes = seat.hypervisor.changes(&machine.spec, Some(actual), &probe);
+    let changes = vm.hypervisor.changes(&machine.spec, Some(actual), &probe);
     changes
         .into_iter()
         // A snapshot is what `up` takes before it changes something, no setting.
@@ -247,7 +252,7 @@ fn drift(seat: &Seat, actual: &Actual) -> Vec<Drift> {
 }
 
 /// Returns a lab for a person. Writing to a `String` cannot fail.
-fn text(lab: &LabView) -> String {
+fn text(lab: &LabStatus) -> String {
     let mut out = format!("{}", style(&lab.lab).bold());
     if let Some(pid) = lab.busy {
         let _ = write!(out, "  (process {pid} works on it)");

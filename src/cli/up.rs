@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::session::{Told, command_line};
+use super::session::{RunSession, command_line};
 use super::{Globals, agree, bundle, doctor, guests, lock, output};
 use crate::engine::{self, until_safe_point};
 use crate::error::{Error, Result};
 use crate::event::Level;
 use crate::hypervisor::Drivers;
 use crate::lab::{Lab, LabLock, Labs};
-use crate::plan::ground::Ground;
-use crate::plan::{self, Blueprint, Consent, Images, RecipeSource, World, l0, recovery};
+use crate::plan::l0_folder::L0Folder;
+use crate::plan::{self, Blueprint, Consent, Images, LabContext, RecipeSource, l0, recovery};
 use crate::preflight::{FORCEABLE, Needs};
 use crate::recipe::{LabName, Recipe};
 use crate::report::RunLog;
@@ -80,23 +80,23 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let lab = Labs::at(&globals.state_dir).create(name, recipe.source().text())?;
     let held = lab.lock(command_line())?;
     RecipeSource::admits(&recipe, &lab, args.lab.is_some())?;
-    let told = Told::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
-    let built = build(recipe, &lab, &held, &args, globals, &told).await;
+    let run_session = RunSession::begin(globals, Some(RunLog::create(&lab.logs(), "up")?))?;
+    let built = build(recipe, &lab, &held, &args, globals, &run_session).await;
     let explained = match &built {
-        Err(failure) => bundle::after(failure, &lab, &told).await,
+        Err(failure) => bundle::after(failure, &lab, &run_session).await,
         Ok(_) => false,
     };
-    tell_what_is_kept(&lab, &told);
-    told.end();
+    tell_what_is_kept(&lab, &run_session);
+    run_session.end();
     let unused = || Ok::<_, Error>(Blueprint::of(&lab)?.is_none() && lab.resources()?.is_empty());
     if built.is_err() && !explained && unused()? {
         // Refused before anything was begun: there is no lab to go on with, and none to destroy.
         lab.remove(held)?;
         return built.map(|_| ExitCode::SUCCESS);
     }
-    let world = built?;
+    let lab_context = built?;
     if !globals.json && !globals.quiet {
-        output::print(&reached(&world, &lab)?)?;
+        output::print(&reached(&lab_context, &lab)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -107,76 +107,80 @@ async fn build(
     held: &LabLock,
     args: &Args,
     globals: &Globals,
-    told: &Told,
-) -> Result<Arc<World>> {
-    told.warn_of_records(lab);
+    run_session: &RunSession,
+) -> Result<Arc<LabContext>> {
+    run_session.warn_of_records(lab);
     let text = recipe.source().text().to_owned();
     let locked = if args.locked { Some(lock::read(&recipe)?) } else { None };
     let able = async {
         match Blueprint::of(lab)? {
-            None => can_l0(&recipe, lab, args, told).await,
-            Some(begun) => can_l0_still(&recipe, lab, &begun, args, told).await,
+            None => can_l0(&recipe, lab, args, run_session).await,
+            Some(begun) => can_l0_still(&recipe, lab, &begun, args, run_session).await,
         }
     };
-    until_safe_point(&told.cancel(), able).await?;
-    let opened = World::open(recipe, lab, &globals.cache_dir);
-    let mut world = until_safe_point(&told.cancel(), opened).await?;
+    until_safe_point(&run_session.cancel(), able).await?;
+    let opened = LabContext::open(recipe, lab, &globals.cache_dir);
+    let mut lab_context = until_safe_point(&run_session.cancel(), opened).await?;
     if let Some(lock) = &locked {
-        for difference in lock.differs_at_l0(&world.machines).await? {
-            told.feed.notice(Level::Warning, difference);
+        for difference in lock.differs_at_l0(&lab_context.machines).await? {
+            run_session.events.notice(Level::Warning, difference);
         }
     }
-    world.lock = locked;
+    lab_context.lock = locked;
     let consent = Consent {
         restart: args.allow.contains(&Allow::Restart),
         power_off: args.allow.contains(&Allow::PowerOff),
         replace: args.allow.contains(&Allow::Replace),
-        replaced: world.replaceable(&args.replace)?,
+        replaced: lab_context.replaceable(&args.replace)?,
     };
-    let world = world.with_consent(consent)?;
-    let world = Arc::new(agree::settle(world, args.until.as_deref(), globals, told).await?);
-    let plan = plan::chain::plan(world.clone(), args.until.as_deref())?;
+    let lab_context = lab_context.with_consent(consent)?;
+    let lab_context =
+        Arc::new(agree::settle(lab_context, args.until.as_deref(), globals, run_session).await?);
+    let plan = plan::builder::plan(lab_context.clone(), args.until.as_deref())?;
     // What a newer nestlab wrote is refused before anything is written.
     let journal = held.journal()?;
-    let blueprint = world.machines.blueprint();
+    let blueprint = lab_context.machines.blueprint();
     recovery::before_building(blueprint, lab, &journal).await?;
     held.keep_recipe(&text)?;
     blueprint.keep(held, &journal).await?;
     if let Some(text) = guests::orphaned(blueprint, lab.name()) {
-        told.feed.notice(Level::Warning, text);
+        run_session.events.notice(Level::Warning, text);
     }
     let options = engine::Options { command: command_line(), ..engine::Options::default() };
     if globals.json
-        && let Some(keys) = guests::keys_in_short(&world.budget.ways_out(&world.recipe))
+        && let Some(keys) =
+            guests::keys_in_short(&lab_context.budget.host_key_bindings(&lab_context.recipe))
     {
-        told.feed.notice(Level::Info, keys);
+        run_session.events.notice(Level::Info, keys);
     }
-    let summary = engine::run(&plan, options, journal, told.feed.clone(), told.cancel()).await;
+    let summary =
+        engine::run(&plan, options, journal, run_session.events.clone(), run_session.cancel())
+            .await;
     summary.into_result()?;
-    Ok(world)
+    Ok(lab_context)
 }
 
 /// Says where the disks are that guests had before they were made anew, if they are still there.
-fn tell_what_is_kept(lab: &Lab, told: &Told) {
+fn tell_what_is_kept(lab: &Lab, run_session: &RunSession) {
     // What is wrong with the journal, the run has told.
     for aside in lab.status().map(|known| known.aside).unwrap_or_default() {
         let text = format!("the disk that {} had before is still in {}", aside.guest, aside.kept);
-        told.feed.notice(Level::Warning, text);
+        run_session.events.notice(Level::Warning, text);
     }
 }
 
 /// Looks whether L0 can carry a lab that is not begun yet, after preparing it if that is asked for. Of one
 /// that is begun, every step has its own check.
-async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, told: &Told) -> Result<()> {
+async fn can_l0(recipe: &Recipe, lab: &Lab, args: &Args, run_session: &RunSession) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
-    let ground = Ground::of(recipe, lab, &*l0).await?;
+    let ground = L0Folder::of(recipe, lab, &*l0).await?;
     let directory = doctor::nearest_folder(&*l0, &ground.directory).await?;
     let needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), directory);
     let needs = Needs { forced: args.force.iter().cloned().collect(), ..needs };
     if args.prepare_host {
         doctor::prepare(&*l0, &drivers, &needs, args.yes).await?;
     }
-    doctor::judge(&*l0, &drivers, &needs, lab, &told.feed).await
+    doctor::judge(&*l0, &drivers, &needs, lab, &run_session.events).await
 }
 
 /// Looks whether L0 has got a kernel or a VirtualBox since `lab` was begun with which its guests take it down.
@@ -185,19 +189,19 @@ async fn can_l0_still(
     lab: &Lab,
     begun: &Blueprint,
     args: &Args,
-    told: &Told,
+    run_session: &RunSession,
 ) -> Result<()> {
     let (l0, drivers) = (l0::of(recipe, lab)?, Drivers::new());
     let mut needs = Needs::of_l0(recipe, Images::of(recipe)?.defaults(), "/");
     needs.forced.extend(args.force.iter().cloned());
     // What was left to nestlab is settled.
     needs.hypervisor.get_or_insert(begun.outermost());
-    doctor::judge_again(&*l0, &drivers, &needs, lab, &told.feed).await
+    doctor::judge_again(&*l0, &drivers, &needs, lab, &run_session.events).await
 }
 
 /// Returns how the guests are reached now, for the person who waited for them.
-fn reached(world: &World, lab: &Lab) -> Result<String> {
-    let (blueprint, known) = (world.machines.blueprint(), lab.status()?);
+fn reached(lab_context: &LabContext, lab: &Lab) -> Result<String> {
+    let (blueprint, known) = (lab_context.machines.blueprint(), lab.status()?);
     let enterable = blueprint.machines.iter().filter(|machine| {
         // With `--until` some do not exist yet.
         machine.login.is_some() && known.ready.contains_key(machine.name.as_str())
@@ -206,7 +210,7 @@ fn reached(world: &World, lab: &Lab) -> Result<String> {
     for machine in enterable {
         lines.push_str(&format!("nestlab ssh {} --lab {}\n", machine.name, lab.name()));
     }
-    let ways_out = world.budget.ways_out(&world.recipe);
-    lines.extend(guests::keys_in_short(&ways_out).map(|line| format!("{line}\n")));
+    let host_key_bindings = lab_context.budget.host_key_bindings(&lab_context.recipe);
+    lines.extend(guests::keys_in_short(&host_key_bindings).map(|line| format!("{line}\n")));
     Ok(lines)
 }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::frontier::Frontier;
+use super::ready_queue::ReadyQueue;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::plan::{Check, Context, Plan, StepId};
 
 /// Returns what each step of `plan` found, in the plan's order. A step is looked at after those that
@@ -17,10 +17,10 @@ use crate::plan::{Check, Context, Plan, StepId};
 /// The first failure of a check whose needs are all satisfied, or an interruption.
 pub async fn check(
     plan: &Plan,
-    feed: Feed,
+    events: EventSink,
     cancel: CancellationToken,
 ) -> Result<Vec<(StepId, Check)>> {
-    let mut frontier = Frontier::of(plan);
+    let mut frontier = ReadyQueue::of(plan);
     let mut looking: JoinSet<Result<Check>> = JoinSet::new();
     let mut ids = HashMap::new();
     let mut found: BTreeMap<StepId, Check> = BTreeMap::new();
@@ -29,7 +29,7 @@ pub async fn check(
             let id = step.id().clone();
             let missing = step.needs().iter().find(|need| !found[*need].is_right());
             let missing = missing.map(ToString::to_string);
-            let context = Context::looking(feed.for_step(id.as_str()), cancel.clone());
+            let context = Context::looking(events.for_step(id.as_str()), cancel.clone());
             let task = looking.spawn(async move {
                 context.proceed()?;
                 match (context.or_cancelled(step.check(&context)).await, missing) {

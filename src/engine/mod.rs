@@ -12,8 +12,8 @@
 //!
 //! The engine knows steps only through the trait; it must not know what they do.
 
-mod frontier;
-mod one;
+mod ready_queue;
+mod step_runner;
 #[cfg(test)]
 mod tests;
 
@@ -28,5 +28,5 @@ pub use check::check;
 pub use removal::{Removal, remove, remove_all};
 pub use retry::Retry;
 pub use run::{Options, Summary, run};
-pub use signals::{Running, Signals, until_safe_point};
-pub use state::State;
+pub use signals::{RunningSteps, Signals, until_safe_point};
+pub use state::StepPhase;

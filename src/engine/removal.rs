@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::until_safe_point;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::lab::{Entry, Journal, Resource};
+use crate::event::EventSink;
+use crate::lab::{Journal, JournalEntry, Resource};
 use crate::plan::Remover;
 
 /// What a removal came to.
@@ -47,10 +47,10 @@ impl Removal {
 pub async fn remove_all(
     journal: &Journal,
     remover: &dyn Remover,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Removal {
-    remove(journal, journal.resources(), remover, feed, cancel).await
+    remove(journal, journal.resources(), remover, events, cancel).await
 }
 
 /// Removes `resources`, the newest first, as [`remove_all`] does.
@@ -58,7 +58,7 @@ pub async fn remove(
     journal: &Journal,
     resources: Vec<Resource>,
     remover: &dyn Remover,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Removal {
     let mut removal = Removal::default();
@@ -71,7 +71,7 @@ pub async fn remove(
             continue;
         }
         let inside = inside_of(&resource, &waiting);
-        match remove_one(journal, remover, &resource, &inside, feed, cancel).await {
+        match remove_one(journal, remover, &resource, &inside, events, cancel).await {
             Ok(()) => {
                 waiting.retain(|resource| !inside.contains(resource));
                 removal.removed.extend(inside);
@@ -103,15 +103,16 @@ async fn remove_one(
     remover: &dyn Remover,
     resource: &Resource,
     inside: &[Resource],
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<()> {
     let (step, title) = (format!("remove/{resource}"), format!("remove {resource}"));
-    let remove = async |feed: &Feed| until_safe_point(cancel, remover.remove(resource, feed)).await;
-    feed.step(&step, &title, "the lab made it", remove).await?;
+    let remove =
+        async |events: &EventSink| until_safe_point(cancel, remover.remove(resource, events)).await;
+    events.step(&step, &title, "the lab made it", remove).await?;
     // The VM comes last: as long as it is recorded, what is recorded inside of it can be removed with it.
     for gone in inside.iter().chain([resource]) {
-        journal.append(Entry::Removed { resource: gone.clone() }).await?;
+        journal.append(JournalEntry::Removed { resource: gone.clone() }).await?;
     }
     Ok(())
 }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::frontier::Frontier;
-use super::one::{Ended, One};
+use super::ready_queue::ReadyQueue;
 use super::retry::Retry;
-use super::state::State;
+use super::state::StepPhase;
+use super::step_runner::{Ended, StepRunner};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Event, Failure, Feed, millis};
+use crate::event::{Event, EventSink, Failure, millis};
 use crate::faults;
-use crate::lab::{Entry, Journal, Ledger, Outcome};
+use crate::lab::{Journal, JournalEntry, JournalWriter, Outcome};
 use crate::plan::{Context, Plan, Step, StepId};
 
 /// How a plan is run.
@@ -31,7 +31,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Summary {
     /// The end that each step of the plan came to.
-    pub steps: BTreeMap<StepId, State>,
+    pub steps: BTreeMap<StepId, StepPhase>,
     /// How long the run took.
     pub took: Duration,
     /// The first failure; [`Kind::Interrupted`] if the run was stopped.
@@ -40,18 +40,18 @@ pub struct Summary {
 
 impl Summary {
     /// Returns the steps that came to `state`.
-    pub fn at(&self, state: State) -> impl Iterator<Item = &StepId> {
+    pub fn at(&self, state: StepPhase) -> impl Iterator<Item = &StepId> {
         self.steps.iter().filter(move |(_, end)| **end == state).map(|(id, _)| id)
     }
 
     /// Returns how many steps changed something.
     pub fn changed(&self) -> usize {
-        self.at(State::Changed).count()
+        self.at(StepPhase::Changed).count()
     }
 
     /// Returns how many steps were already as they should be.
     pub fn satisfied(&self) -> usize {
-        self.at(State::Right).count()
+        self.at(StepPhase::Unchanged).count()
     }
 
     /// Returns the summary, or the failure as an error.
@@ -71,30 +71,30 @@ pub async fn run(
     plan: &Plan,
     options: Options,
     journal: Journal,
-    feed: Feed,
+    events: EventSink,
     cancel: CancellationToken,
 ) -> Summary {
     let began = Instant::now();
     let lab = journal.lock().lab().name().to_string();
-    let feed = keeping_notices(feed, journal.clone());
-    feed.send(Event::RunStarted { lab: lab.clone(), steps: plan.steps().len() });
-    let started = Entry::RunStarted {
+    let events = keeping_notices(events, journal.clone());
+    events.send(Event::RunStarted { lab: lab.clone(), steps: plan.steps().len() });
+    let started = JournalEntry::RunStarted {
         command: options.command.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         steps: plan.steps().len(),
     };
-    let mut run = Run::new(plan, options.retry, journal.clone(), feed.clone(), cancel);
+    let mut run = EngineRun::new(plan, options.retry, journal.clone(), events.clone(), cancel);
     match journal.append(started).await {
         Ok(()) => run.drive().await,
         Err(error) => run.failure = Some(error),
     }
     let mut summary = run.summary(began);
-    let ended = Entry::RunEnded { outcome: outcome(summary.failure.as_ref()) };
+    let ended = JournalEntry::RunEnded { outcome: outcome(summary.failure.as_ref()) };
     if let Err(error) = journal.append(ended).await {
         summary.failure.get_or_insert(error);
     }
-    feed.send(Event::RunEnded {
+    events.send(Event::RunEnded {
         lab,
         changed: summary.changed(),
         satisfied: summary.satisfied(),
@@ -114,43 +114,43 @@ fn outcome(failure: Option<&Error>) -> Outcome {
 }
 
 /// Returns a feed that also keeps in the journal what the user is told.
-fn keeping_notices(feed: Feed, journal: Journal) -> Feed {
-    Feed::new(move |event| {
+fn keeping_notices(events: EventSink, journal: Journal) -> EventSink {
+    EventSink::new(move |event| {
         if let Event::Notice { level, text } = &event {
-            journal.note(Entry::Notice { level: *level, text: text.clone() });
+            journal.note(JournalEntry::Notice { level: *level, text: text.clone() });
         }
-        feed.send(event);
+        events.send(event);
     })
 }
 
-struct Run {
-    frontier: Frontier,
+struct EngineRun {
+    frontier: ReadyQueue,
     retry: Retry,
     journal: Journal,
-    feed: Feed,
+    events: EventSink,
     /// The user's wish to end.
     cancel: CancellationToken,
     /// That, or a failure.
     stop: CancellationToken,
     running: JoinSet<Ended>,
     steps: HashMap<Id, Arc<dyn Step>>,
-    ends: BTreeMap<StepId, State>,
+    ends: BTreeMap<StepId, StepPhase>,
     failure: Option<Error>,
 }
 
-impl Run {
+impl EngineRun {
     fn new(
         plan: &Plan,
         retry: Retry,
         journal: Journal,
-        feed: Feed,
+        events: EventSink,
         cancel: CancellationToken,
     ) -> Self {
-        Run {
-            frontier: Frontier::of(plan),
+        EngineRun {
+            frontier: ReadyQueue::of(plan),
             retry,
             journal,
-            feed,
+            events,
             stop: cancel.child_token(),
             cancel,
             running: JoinSet::new(),
@@ -177,11 +177,11 @@ impl Run {
         for step in self.frontier.take_ready() {
             let id = step.id();
             let context = Context {
-                feed: self.feed.for_step(id.as_str()),
+                events: self.events.for_step(id.as_str()),
                 cancel: self.stop.clone(),
-                ledger: Ledger::of_step(&self.journal, id.as_str()),
+                journal: JournalWriter::of_step(&self.journal, id.as_str()),
             };
-            let one = One::new(step.clone(), context, self.journal.clone(), self.retry);
+            let one = StepRunner::new(step.clone(), context, self.journal.clone(), self.retry);
             let task = self.running.spawn(faults::in_step(id.to_string(), one.run()));
             self.steps.insert(task.id(), step);
         }
@@ -193,7 +193,7 @@ impl Run {
             self.frontier.met(&id);
         } else {
             // A step that was stopped is not what the run failed of.
-            if ended.state != State::Interrupted && !self.cancel.is_cancelled() {
+            if ended.state != StepPhase::Interrupted && !self.cancel.is_cancelled() {
                 self.failure = self.failure.take().or(ended.error);
             }
             self.stop.cancel();
@@ -212,17 +212,17 @@ impl Run {
         let error = Error::internal(format!("`{}` broke off: {what}", step.title()))
             .in_step(step.id())
             .hint("this is a bug in nestlab; nestlab bundle gathers what a report of it needs");
-        self.feed.send(Event::StepFailed {
+        self.events.send(Event::StepFailed {
             step: step.id().to_string(),
             title: step.title(),
             failure: Failure::from(&error),
         });
-        self.take(task, Ended { state: State::Failed, error: Some(error) });
+        self.take(task, Ended { state: StepPhase::Failed, error: Some(error) });
     }
 
     fn summary(mut self, began: Instant) -> Summary {
         for id in self.frontier.rest() {
-            self.ends.insert(id.clone(), State::Skipped);
+            self.ends.insert(id.clone(), StepPhase::Skipped);
         }
         let left = self.ends.values().filter(|state| !state.is_right()).count();
         if self.failure.is_none() && left > 0 {

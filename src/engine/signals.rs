@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
-use crate::event::{Event, Feed, Level};
+use crate::event::{Event, EventSink, Level};
 
 /// How long work goes on that is to end, where it does not come to a safe point by itself.
 const TO_A_SAFE_POINT: Duration = Duration::from_secs(5);
@@ -39,15 +39,15 @@ pub async fn until_safe_point<T>(
 
 /// The steps that run now, from the events.
 #[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<BTreeMap<String, String>>>);
+pub struct RunningSteps(Arc<Mutex<BTreeMap<String, String>>>);
 
-impl Running {
-    /// Returns a feed that passes everything on to `feed` and notes here what runs.
-    pub fn watch(&self, feed: Feed) -> Feed {
+impl RunningSteps {
+    /// Returns a feed that passes everything on to `events` and notes here what runs.
+    pub fn watch(&self, events: EventSink) -> EventSink {
         let running = self.clone();
-        Feed::new(move |event| {
+        EventSink::new(move |event| {
             running.note(&event);
-            feed.send(event);
+            events.send(event);
         })
     }
 
@@ -86,14 +86,14 @@ impl Signals {
     /// # Errors
     /// [`Kind::Io`] if the kernel refuses.
     pub fn listen(
-        feed: Feed,
-        running: Running,
+        events: EventSink,
+        running: RunningSteps,
         leave: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self> {
         let cancel = CancellationToken::new();
         let ends = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let hangup = signal(SignalKind::hangup())?;
-        let task = tokio::spawn(attend(ends, hangup, cancel.clone(), feed, running, leave));
+        let task = tokio::spawn(attend(ends, hangup, cancel.clone(), events, running, leave));
         Ok(Signals { cancel, task })
     }
 
@@ -113,8 +113,8 @@ async fn attend(
     (mut interrupt, mut terminate): (Signal, Signal),
     mut hangup: Signal,
     cancel: CancellationToken,
-    feed: Feed,
-    running: Running,
+    events: EventSink,
+    running: RunningSteps,
     leave: impl Fn() + Send + Sync,
 ) {
     loop {
@@ -123,7 +123,7 @@ async fn attend(
             _ = terminate.recv() => {}
             _ = hangup.recv() => {
                 leave();
-                feed.notice(Level::Info, "the terminal is gone; the run goes on, and its log with it");
+                events.notice(Level::Info, "the terminal is gone; the run goes on, and its log with it");
                 continue;
             }
         }
@@ -132,7 +132,7 @@ async fn attend(
             std::process::exit(i32::from(Kind::Interrupted.exit_code()));
         }
         cancel.cancel();
-        feed.notice(Level::Warning, stopping(&running.titles()));
+        events.notice(Level::Warning, stopping(&running.titles()));
     }
 }
 
@@ -165,14 +165,14 @@ mod tests {
 
     #[test]
     fn what_is_being_finished_is_named() {
-        let running = Running::default();
-        let feed = running.watch(Feed::silent());
+        let running = RunningSteps::default();
+        let events = running.watch(EventSink::silent());
         for (step, title) in [("l1/start", "start l1"), ("image/a", "fetch a")] {
             let (step, title) = (step.to_owned(), title.to_owned());
-            feed.send(Event::StepStarted { step, title, why: String::new() });
+            events.send(Event::StepStarted { step, title, why: String::new() });
         }
         assert!(stopping(&running.titles()).contains("of: fetch a, start l1."));
-        feed.send(Event::StepDone { step: "image/a".into(), title: String::new(), millis: 1 });
+        events.send(Event::StepDone { step: "image/a".into(), title: String::new(), millis: 1 });
         assert_eq!(running.titles(), ["start l1"]);
     }
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 
 /// Where a step stands in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum StepPhase {
     /// It waits for what it needs.
     Waiting,
     /// The real world is being looked at.
@@ -16,7 +16,7 @@ pub enum State {
     /// It says it is done, and the real world is being asked.
     Verifying,
     /// End: it was as it should be, and nothing was changed.
-    Right,
+    Unchanged,
     /// End: it was changed, and is as it should be.
     Changed,
     /// End: it failed. The next run tries it again.
@@ -31,11 +31,11 @@ pub enum State {
 
 /// What moves a step from one state to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub enum Transition {
     /// All that it needs is as it should be.
     NeedsMet,
     /// The world is as it should be.
-    FoundRight,
+    FoundUnchanged,
     /// The world is not as it should be, or cannot be looked at yet.
     FoundNeeded,
     /// The intent is durable.
@@ -54,118 +54,134 @@ pub enum Signal {
     NotBegun,
 }
 
-impl State {
+impl StepPhase {
     /// Every state, for tests and tables.
-    pub const ALL: [State; 11] = [
-        State::Waiting,
-        State::Checking,
-        State::Intending,
-        State::Applying,
-        State::Verifying,
-        State::Right,
-        State::Changed,
-        State::Failed,
-        State::Stuck,
-        State::Interrupted,
-        State::Skipped,
+    pub const ALL: [StepPhase; 11] = [
+        StepPhase::Waiting,
+        StepPhase::Checking,
+        StepPhase::Intending,
+        StepPhase::Applying,
+        StepPhase::Verifying,
+        StepPhase::Unchanged,
+        StepPhase::Changed,
+        StepPhase::Failed,
+        StepPhase::Stuck,
+        StepPhase::Interrupted,
+        StepPhase::Skipped,
     ];
 
     /// Returns whether nothing follows it.
     pub fn is_end(self) -> bool {
         match self {
-            State::Right
-            | State::Changed
-            | State::Failed
-            | State::Stuck
-            | State::Interrupted
-            | State::Skipped => true,
-            State::Waiting
-            | State::Checking
-            | State::Intending
-            | State::Applying
-            | State::Verifying => false,
+            StepPhase::Unchanged
+            | StepPhase::Changed
+            | StepPhase::Failed
+            | StepPhase::Stuck
+            | StepPhase::Interrupted
+            | StepPhase::Skipped => true,
+            StepPhase::Waiting
+            | StepPhase::Checking
+            | StepPhase::Intending
+            | StepPhase::Applying
+            | StepPhase::Verifying => false,
         }
     }
 
     /// Returns whether the world is as the step wants it, so that what needs it may begin.
     pub fn is_right(self) -> bool {
-        matches!(self, State::Right | State::Changed)
+        matches!(self, StepPhase::Unchanged | StepPhase::Changed)
     }
 
     /// Returns the state after `signal`. The one place that says what may follow what.
     ///
     /// # Errors
     /// [`Kind::Internal`](crate::Kind) for a transition that is not legal.
-    pub fn after(self, signal: Signal) -> Result<State> {
+    pub fn after(self, signal: Transition) -> Result<StepPhase> {
         let next = match (self, signal) {
-            (State::Waiting, Signal::NeedsMet) => State::Checking,
-            (State::Waiting, Signal::NotBegun) => State::Skipped,
+            (StepPhase::Waiting, Transition::NeedsMet) => StepPhase::Checking,
+            (StepPhase::Waiting, Transition::NotBegun) => StepPhase::Skipped,
 
-            (State::Checking, Signal::FoundRight) => State::Right,
-            (State::Checking, Signal::FoundNeeded) => State::Intending,
-            (State::Intending, Signal::IntentKept) => State::Applying,
-            (State::Applying, Signal::Applied) => State::Verifying,
-            (State::Verifying, Signal::FoundRight) => State::Changed,
+            (StepPhase::Checking, Transition::FoundUnchanged) => StepPhase::Unchanged,
+            (StepPhase::Checking, Transition::FoundNeeded) => StepPhase::Intending,
+            (StepPhase::Intending, Transition::IntentKept) => StepPhase::Applying,
+            (StepPhase::Applying, Transition::Applied) => StepPhase::Verifying,
+            (StepPhase::Verifying, Transition::FoundUnchanged) => StepPhase::Changed,
             // A step that says it is done and is not has failed.
-            (State::Verifying, Signal::FoundNeeded) => State::Failed,
-
-            (again @ (State::Checking | State::Applying | State::Verifying), Signal::Again) => {
-                again
-            }
-            (
-                State::Checking | State::Intending | State::Applying | State::Verifying,
-                Signal::Failed,
-            ) => State::Failed,
-            (
-                State::Checking | State::Intending | State::Applying | State::Verifying,
-                Signal::Stopped,
-            ) => State::Interrupted,
-            (State::Checking | State::Applying | State::Verifying, Signal::Stuck) => State::Stuck,
+            (StepPhase::Verifying, Transition::FoundNeeded) => StepPhase::Failed,
 
             (
-                State::Waiting,
-                Signal::FoundRight
-                | Signal::FoundNeeded
-                | Signal::IntentKept
-                | Signal::Applied
-                | Signal::Again
-                | Signal::Failed
-                | Signal::Stuck
-                | Signal::Stopped,
+                again @ (StepPhase::Checking | StepPhase::Applying | StepPhase::Verifying),
+                Transition::Again,
+            ) => again,
+            (
+                StepPhase::Checking
+                | StepPhase::Intending
+                | StepPhase::Applying
+                | StepPhase::Verifying,
+                Transition::Failed,
+            ) => StepPhase::Failed,
+            (
+                StepPhase::Checking
+                | StepPhase::Intending
+                | StepPhase::Applying
+                | StepPhase::Verifying,
+                Transition::Stopped,
+            ) => StepPhase::Interrupted,
+            (
+                StepPhase::Checking | StepPhase::Applying | StepPhase::Verifying,
+                Transition::Stuck,
+            ) => StepPhase::Stuck,
+
+            (
+                StepPhase::Waiting,
+                Transition::FoundUnchanged
+                | Transition::FoundNeeded
+                | Transition::IntentKept
+                | Transition::Applied
+                | Transition::Again
+                | Transition::Failed
+                | Transition::Stuck
+                | Transition::Stopped,
             )
             | (
-                State::Checking,
-                Signal::NeedsMet | Signal::IntentKept | Signal::Applied | Signal::NotBegun,
+                StepPhase::Checking,
+                Transition::NeedsMet
+                | Transition::IntentKept
+                | Transition::Applied
+                | Transition::NotBegun,
             )
             | (
-                State::Intending,
-                Signal::NeedsMet
-                | Signal::FoundRight
-                | Signal::FoundNeeded
-                | Signal::Applied
-                | Signal::Again
-                | Signal::Stuck
-                | Signal::NotBegun,
+                StepPhase::Intending,
+                Transition::NeedsMet
+                | Transition::FoundUnchanged
+                | Transition::FoundNeeded
+                | Transition::Applied
+                | Transition::Again
+                | Transition::Stuck
+                | Transition::NotBegun,
             )
             | (
-                State::Applying,
-                Signal::NeedsMet
-                | Signal::FoundRight
-                | Signal::FoundNeeded
-                | Signal::IntentKept
-                | Signal::NotBegun,
+                StepPhase::Applying,
+                Transition::NeedsMet
+                | Transition::FoundUnchanged
+                | Transition::FoundNeeded
+                | Transition::IntentKept
+                | Transition::NotBegun,
             )
             | (
-                State::Verifying,
-                Signal::NeedsMet | Signal::IntentKept | Signal::Applied | Signal::NotBegun,
+                StepPhase::Verifying,
+                Transition::NeedsMet
+                | Transition::IntentKept
+                | Transition::Applied
+                | Transition::NotBegun,
             )
             | (
-                State::Right
-                | State::Changed
-                | State::Failed
-                | State::Stuck
-                | State::Interrupted
-                | State::Skipped,
+                StepPhase::Unchanged
+                | StepPhase::Changed
+                | StepPhase::Failed
+                | StepPhase::Stuck
+                | StepPhase::Interrupted
+                | StepPhase::Skipped,
                 _,
             ) => {
                 return Err(Error::internal(format!("a step that is {self:?} got {signal:?}")));
@@ -181,22 +197,22 @@ mod tests {
 
     use super::*;
 
-    const SIGNALS: [Signal; 10] = [
-        Signal::NeedsMet,
-        Signal::FoundRight,
-        Signal::FoundNeeded,
-        Signal::IntentKept,
-        Signal::Applied,
-        Signal::Again,
-        Signal::Failed,
-        Signal::Stuck,
-        Signal::Stopped,
-        Signal::NotBegun,
+    const SIGNALS: [Transition; 10] = [
+        Transition::NeedsMet,
+        Transition::FoundUnchanged,
+        Transition::FoundNeeded,
+        Transition::IntentKept,
+        Transition::Applied,
+        Transition::Again,
+        Transition::Failed,
+        Transition::Stuck,
+        Transition::Stopped,
+        Transition::NotBegun,
     ];
 
     #[test]
     fn nothing_follows_an_end_and_something_follows_every_other_state() {
-        for state in State::ALL {
+        for state in StepPhase::ALL {
             let followed = SIGNALS.iter().any(|signal| state.after(*signal).is_ok());
             assert_eq!(followed, !state.is_end(), "{state:?}");
         }
@@ -207,17 +223,17 @@ mod tests {
         fn nothing_is_applied_before_its_intent_is_kept_nor_believed_before_it_is_verified(
             choices in prop::collection::vec(0..SIGNALS.len(), 0..60),
         ) {
-            let mut path = vec![State::Waiting];
+            let mut path = vec![StepPhase::Waiting];
             for choice in choices {
                 let state = *path.last().expect("it begins with one");
                 path.extend(state.after(SIGNALS[choice]));
             }
             for pair in path.windows(2) {
-                if pair[1] == State::Applying && pair[0] != State::Applying {
-                    prop_assert_eq!(pair[0], State::Intending);
+                if pair[1] == StepPhase::Applying && pair[0] != StepPhase::Applying {
+                    prop_assert_eq!(pair[0], StepPhase::Intending);
                 }
-                if pair[1] == State::Changed {
-                    prop_assert_eq!(pair[0], State::Verifying);
+                if pair[1] == StepPhase::Changed {
+                    prop_assert_eq!(pair[0], StepPhase::Verifying);
                 }
             }
         }

@@ -13,17 +13,17 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 /// What a power cut would take back.
 #[derive(Debug, Default)]
-struct Volatile {
+struct UnsyncedWrites {
     /// Files that were written to, with the length that is durable.
     contents: BTreeMap<Utf8PathBuf, u64>,
     /// Names that were made or given to another file, oldest first, with what they named before.
     names: Vec<(Utf8PathBuf, Option<Vec<u8>>)>,
 }
 
-static VOLATILE: Mutex<Volatile> =
-    Mutex::new(Volatile { contents: BTreeMap::new(), names: Vec::new() });
+static VOLATILE: Mutex<UnsyncedWrites> =
+    Mutex::new(UnsyncedWrites { contents: BTreeMap::new(), names: Vec::new() });
 
-fn volatile() -> MutexGuard<'static, Volatile> {
+fn volatile() -> MutexGuard<'static, UnsyncedWrites> {
     VOLATILE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

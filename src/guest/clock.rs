@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Site;
+use super::ExecContext;
 use crate::error::{Error, Result};
 use crate::host::Command;
 
@@ -34,15 +34,15 @@ impl std::fmt::Display for Offset {
 
 /// Returns how far the guest's clock is off from this machine's; good to the second, and to half of
 /// the time that the guest takes to answer.
-pub async fn offset(site: Site<'_>) -> Result<Offset> {
+pub async fn offset(exec: ExecContext<'_>) -> Result<Offset> {
     let ask = Command::new("date").args(["-u", "+%s"]);
     let before = now();
-    let answer = site.host.check(&ask).await?.text();
+    let answer = exec.host.check(&ask).await?.text();
     let middle = i64::midpoint(before, now());
     let guest: i64 = answer.trim().parse().map_err(|_| {
         Error::failed("date did not answer with seconds")
-            .on(site.host.name())
-            .tried(ask.argv().iter().cloned())
+            .on_host(exec.host.name())
+            .with_command(ask.argv().iter().cloned())
             .tail(answer.as_bytes())
     })?;
     Ok(Offset { seconds: guest - middle })
@@ -53,21 +53,21 @@ pub async fn offset(site: Site<'_>) -> Result<Offset> {
 ///
 /// # Errors
 /// [`Kind::Failed`](crate::Kind) if it cannot be set, or is off again at once.
-pub async fn set(site: Site<'_>) -> Result<Option<Offset>> {
-    let was = offset(site).await?;
+pub async fn set(exec: ExecContext<'_>) -> Result<Option<Offset>> {
+    let was = offset(exec).await?;
     if !was.matters() {
         return Ok(None);
     }
-    site.feed.doing(format!("setting the clock, which is {was}"));
+    exec.events.doing(format!("setting the clock, which is {was}"));
     let set = Command::new("date").args(["-u", "-s", &format!("@{}", now())]).privileged();
     let cannot =
         "a container or a virtual machine without its own clock follows its host's: set it there";
-    site.host.check(&set).await.map_err(|error| error.hint(cannot))?;
-    let is = offset(site).await?;
+    exec.host.check(&set).await.map_err(|error| error.hint(cannot))?;
+    let is = offset(exec).await?;
     if is.matters() {
         return Err(Error::failed(format!("the clock was set and is still {is}"))
-            .on(site.host.name())
-            .tried(set.argv().iter().cloned())
+            .on_host(exec.host.name())
+            .with_command(set.argv().iter().cloned())
             .hint("something in the guest sets it otherwise: look at `timedatectl status`"));
     }
     Ok(Some(was))
@@ -82,7 +82,7 @@ fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
 
     const ASK: [&str; 3] = ["date", "-u", "+%s"];
@@ -90,7 +90,7 @@ mod tests {
     #[tokio::test]
     async fn a_clock_within_tolerance_is_left_alone() {
         let host = Scripted::new("l1").expect(ASK).prints(format!("{}\n", now() - 5));
-        assert_eq!(set(Bench::new().site(&host)).await.expect("answers"), None);
+        assert_eq!(set(Bench::new().exec(&host)).await.expect("answers"), None);
     }
 
     #[tokio::test]
@@ -102,7 +102,7 @@ mod tests {
             .prints("")
             .expect(ASK)
             .prints(format!("{}\n", now()));
-        let was = set(Bench::new().site(&host)).await.expect("sets").expect("was wrong");
+        let was = set(Bench::new().exec(&host)).await.expect("sets").expect("was wrong");
         assert!((-31_536_010..=-31_535_990).contains(&was.seconds), "{was}");
         let seen = host.seen();
         let at = seen[1].argv()[3].strip_prefix('@').expect("seconds").parse::<i64>();
@@ -118,7 +118,7 @@ mod tests {
             .prints("")
             .expect(ASK)
             .prints("7\n");
-        let error = set(Bench::new().site(&host)).await.expect_err("still wrong");
+        let error = set(Bench::new().exec(&host)).await.expect_err("still wrong");
         assert!(error.message().contains("still"), "{error}");
     }
 
@@ -129,7 +129,7 @@ mod tests {
             .prints("5\n")
             .expect_with(["date", "-u", "-s"])
             .fails(1, "date: cannot set date: Operation not permitted\n");
-        let error = set(Bench::new().site(&host)).await.expect_err("refused");
+        let error = set(Bench::new().exec(&host)).await.expect_err("refused");
         assert!(error.hints()[0].contains("host"), "{error:?}");
     }
 }

@@ -4,8 +4,8 @@
 //! then. Only the device that the driver makes is believed.
 
 use super::apt::{self, Package, Task};
-use super::proof::{Driver, Survey};
-use super::{Site, kernel};
+use super::virt_check::{Driver, VirtFacts};
+use super::{ExecContext, kernel};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Output};
 use crate::hypervisor::HypervisorKind;
@@ -28,8 +28,8 @@ pub fn builds_modules(kind: HypervisorKind) -> bool {
 
 /// Returns why the kernel driver of `kind` is to be loaded, or `None` if its device is there. For QEMU
 /// that is KVM, and only where the processor can virtualize: else it emulates and needs none.
-pub async fn why_driver(site: Site<'_>, kind: HypervisorKind) -> Result<Option<String>> {
-    Ok(missing(&Survey::take(site).await?, kind))
+pub async fn why_driver(exec: ExecContext<'_>, kind: HypervisorKind) -> Result<Option<String>> {
+    Ok(missing(&VirtFacts::take(exec).await?, kind))
 }
 
 /// Makes the driver's device appear: loads the module; builds it first, with the kernel's headers, where
@@ -38,8 +38,8 @@ pub async fn why_driver(site: Site<'_>, kind: HypervisorKind) -> Result<Option<S
 /// # Errors
 /// [`Kind::HostCannot`] with the remedy where Secure Boot refuses the module, else `Failed` with the end
 /// of the build's output.
-pub async fn load_driver(site: Site<'_>, kind: HypervisorKind) -> Result<()> {
-    let survey = Survey::take(site).await?;
+pub async fn load_driver(exec: ExecContext<'_>, kind: HypervisorKind) -> Result<()> {
+    let survey = VirtFacts::take(exec).await?;
     if missing(&survey, kind).is_none() {
         return Ok(());
     }
@@ -49,19 +49,19 @@ pub async fn load_driver(site: Site<'_>, kind: HypervisorKind) -> Result<()> {
         HypervisorKind::Qemu => "kvm_intel",
     };
     if kind == HypervisorKind::VirtualBox && survey.driver() == Driver::NotBuilt {
-        build(site, &survey).await?;
+        build(exec, &survey).await?;
     }
-    site.feed.doing(format!("loading the module {module}"));
+    exec.events.doing(format!("loading the module {module}"));
     let load = Command::new("modprobe").args(["-v", module]).privileged();
-    let loaded = site.host.run(&load).await?;
-    let survey = Survey::take(site).await?;
+    let loaded = exec.host.run(&load).await?;
+    let survey = VirtFacts::take(exec).await?;
     match missing(&survey, kind) {
         None => Ok(()),
-        Some(why) => Err(refusal(site, &survey, &load, &loaded, &why)),
+        Some(why) => Err(refusal(exec, &survey, &load, &loaded, &why)),
     }
 }
 
-fn missing(survey: &Survey, kind: HypervisorKind) -> Option<String> {
+fn missing(survey: &VirtFacts, kind: HypervisorKind) -> Option<String> {
     match kind {
         HypervisorKind::VirtualBox => match survey.driver() {
             Driver::Ready => None,
@@ -76,37 +76,43 @@ fn missing(survey: &Survey, kind: HypervisorKind) -> Option<String> {
 }
 
 /// Builds VirtualBox's modules for the running kernel.
-async fn build(site: Site<'_>, survey: &Survey) -> Result<()> {
+async fn build(exec: ExecContext<'_>, survey: &VirtFacts) -> Result<()> {
     let release = survey.kernel();
-    if kernel::why_headers(site, release).await?.is_some() {
-        apt::apply(site, &kernel::headers(release)?).await?;
-        if let Some(why) = kernel::why_headers(site, release).await? {
+    if kernel::why_headers(exec, release).await?.is_some() {
+        apt::apply(exec, &kernel::headers(release)?).await?;
+        if let Some(why) = kernel::why_headers(exec, release).await? {
             return Err(Error::failed(format!("{why}, though their package is installed"))
-                .on(site.host.name())
+                .on_host(exec.host.name())
                 .hint("install the headers of the newest kernel and reboot into it"));
         }
     }
-    site.feed.doing(format!("building VirtualBox's modules for {release}"));
+    exec.events.doing(format!("building VirtualBox's modules for {release}"));
     let dkms = Command::new("dkms").args(["autoinstall", "--kernelver", release]);
-    let output = apt::run_detached(site, dkms).await?;
-    let built = Survey::take(site).await?;
+    let output = apt::run_detached(exec, dkms).await?;
+    let built = VirtFacts::take(exec).await?;
     if built.driver() == Driver::NotBuilt {
         let error = match output {
-            Ok(()) => Error::failed("dkms succeeded and built nothing").on(site.host.name()),
+            Ok(()) => Error::failed("dkms succeeded and built nothing").on_host(exec.host.name()),
             Err(error) => error,
         };
         return Err(error.context(format!("there is no driver for the kernel {release}")).hint(
             format!(
                 "the compiler's messages: /var/lib/dkms/virtualbox/*/build/make.log on {}",
-                site.host.name()
+                exec.host.name()
             ),
         ));
     }
     Ok(())
 }
 
-fn refusal(site: Site<'_>, survey: &Survey, load: &Command, loaded: &Output, why: &str) -> Error {
-    let error = loaded.error(load).on(site.host.name()).context(why);
+fn refusal(
+    exec: ExecContext<'_>,
+    survey: &VirtFacts,
+    load: &Command,
+    loaded: &Output,
+    why: &str,
+) -> Error {
+    let error = loaded.error(load).on_host(exec.host.name()).context(why);
     if survey.secure_boot() {
         return error
             .with_kind(Kind::HostCannot)
@@ -119,7 +125,7 @@ fn refusal(site: Site<'_>, survey: &Survey, load: &Command, loaded: &Output, why
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
 
     const SVM: &str = "kernel=6.12.41-amd64\nflags=fpu svm npt\n";
@@ -130,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_hypervisors_are_installed_without_what_they_recommend() {
-        let argv = |kind| task(kind).command(crate::host::Patience::NATIVE).argv().join(" ");
+        let argv = |kind| task(kind).command(crate::host::TimeoutScale::NATIVE).argv().join(" ");
         assert!(
             argv(HypervisorKind::VirtualBox)
                 .ends_with("install --no-install-recommends virtualbox")
@@ -143,7 +149,7 @@ mod tests {
         let (host, bench) = site_of(
             Scripted::new("l1").expect_with(["survey"]).prints(format!("{SVM}vboxdrv=device\n")),
         );
-        load_driver(bench.site(&host), HypervisorKind::VirtualBox).await.expect("is there");
+        load_driver(bench.exec(&host), HypervisorKind::VirtualBox).await.expect("is there");
     }
 
     #[tokio::test]
@@ -157,7 +163,7 @@ mod tests {
                 .expect_with(["survey"])
                 .prints(format!("{SVM}vboxdrv=device\n")),
         );
-        load_driver(bench.site(&host), HypervisorKind::VirtualBox).await.expect("loads");
+        load_driver(bench.exec(&host), HypervisorKind::VirtualBox).await.expect("loads");
     }
 
     #[tokio::test]
@@ -176,7 +182,7 @@ mod tests {
                 .prints(survey),
         );
         let error =
-            load_driver(bench.site(&host), HypervisorKind::VirtualBox).await.expect_err("refused");
+            load_driver(bench.exec(&host), HypervisorKind::VirtualBox).await.expect_err("refused");
         assert_eq!(error.kind(), Kind::HostCannot);
         assert!(error.hints()[0].contains("mokutil --import"), "{error:?}");
     }
@@ -186,7 +192,7 @@ mod tests {
         let (host, bench) = site_of(
             Scripted::new("l2").expect_with(["survey"]).prints("kernel=6.12.41-amd64\nflags=fpu\n"),
         );
-        let why = why_driver(bench.site(&host), HypervisorKind::Qemu).await.expect("answers");
+        let why = why_driver(bench.exec(&host), HypervisorKind::Qemu).await.expect("answers");
         assert_eq!(why, None);
     }
 
@@ -201,6 +207,6 @@ mod tests {
                 .expect_with(["survey"])
                 .prints(format!("{SVM}kvm=1\n")),
         );
-        load_driver(bench.site(&host), HypervisorKind::Qemu).await.expect("loads");
+        load_driver(bench.exec(&host), HypervisorKind::Qemu).await.expect("loads");
     }
 }

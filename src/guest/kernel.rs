@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::Site;
+use super::ExecContext;
 use super::apt::{Package, Task};
 use crate::error::{Error, Result};
 use crate::host::Command;
@@ -19,7 +19,7 @@ exit 0
 
 /// The kernels of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernels {
+pub struct InstalledKernels {
     /// The release of the running one, such as `6.12.41+deb13-amd64`.
     pub running: String,
     /// The newest installed one, which the boot loader takes by default; the running one where none is
@@ -27,7 +27,7 @@ pub struct Kernels {
     pub next: String,
 }
 
-impl Kernels {
+impl InstalledKernels {
     /// Returns why the guest must be rebooted before modules are built, or `None`.
     pub fn why_reboot(&self) -> Option<String> {
         (self.running != self.next)
@@ -36,17 +36,17 @@ impl Kernels {
 }
 
 /// Returns the running and the next kernel.
-pub async fn kernels(site: Site<'_>) -> Result<Kernels> {
+pub async fn kernels(exec: ExecContext<'_>) -> Result<InstalledKernels> {
     let ask = Command::new("sh").args(["-c", KERNELS, "kernels"]);
-    let answer = site.host.check(&ask).await?.text();
+    let answer = exec.host.check(&ask).await?.text();
     let mut releases = answer.lines().map(str::trim).filter(|line| is_release(line));
     let running = releases.next().ok_or_else(|| {
         Error::failed("uname did not tell the kernel's release")
-            .on(site.host.name())
+            .on_host(exec.host.name())
             .tail(answer.as_bytes())
     })?;
     let next = releases.max_by(|a, b| compare(a, b)).unwrap_or(running);
-    Ok(Kernels { running: running.to_owned(), next: next.to_owned() })
+    Ok(InstalledKernels { running: running.to_owned(), next: next.to_owned() })
 }
 
 /// Returns the task that installs the headers of the kernel called `release`.
@@ -62,9 +62,9 @@ pub fn headers(release: &str) -> Result<Task> {
 
 /// Returns why the headers of the kernel called `release` are to be installed, or `None` if modules can
 /// be built for it: what counts is the folder that a build uses, not a package's state.
-pub async fn why_headers(site: Site<'_>, release: &str) -> Result<Option<String>> {
+pub async fn why_headers(exec: ExecContext<'_>, release: &str) -> Result<Option<String>> {
     let makefile = format!("/lib/modules/{release}/build/Makefile");
-    let there = site.host.run(&Command::new("test").args(["-e", &makefile])).await?;
+    let there = exec.host.run(&Command::new("test").args(["-e", &makefile])).await?;
     Ok((!there.exit.success()).then(|| format!("no headers for the kernel {release}")))
 }
 
@@ -117,13 +117,13 @@ fn number(text: &mut &str) -> (usize, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
     use proptest::prelude::*;
 
-    async fn kernels_of(answer: &str) -> Kernels {
+    async fn kernels_of(answer: &str) -> InstalledKernels {
         let host = Scripted::new("l1").expect_with(["kernels"]).prints(answer);
-        kernels(Bench::new().site(&host)).await.expect("answers")
+        kernels(Bench::new().exec(&host)).await.expect("answers")
     }
 
     #[tokio::test]

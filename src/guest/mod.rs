@@ -6,42 +6,42 @@
 //! module must not know which hypervisor runs the guest from outside, or at which level.
 
 pub mod apt;
-#[cfg(test)]
-pub(crate) mod bench;
 pub mod clock;
 pub mod hypervisor;
 pub mod kernel;
-pub mod proof;
+mod liveness;
 pub mod readiness;
 pub mod reboot;
-mod vigil;
-mod watch;
+mod stall;
+#[cfg(test)]
+pub(crate) mod test_support;
+pub mod virt_check;
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::host::{Host, Patience};
+use crate::event::EventSink;
+use crate::host::{Host, TimeoutScale};
 
-pub use vigil::Vigil;
+pub use stall::StallDetector;
 
 /// Where work is done, and with whom: the guest, how patient to be with it, whom to tell, and what
 /// ends the work early.
 #[derive(Debug, Clone, Copy)]
-pub struct Site<'a> {
+pub struct ExecContext<'a> {
     /// The guest.
     pub host: &'a dyn Host,
     /// How much slower than bare metal it is.
-    pub patience: Patience,
+    pub patience: TimeoutScale,
     /// Who is told of the progress.
-    pub feed: &'a Feed,
+    pub events: &'a EventSink,
     /// Fires when the work is to end at its next safe point.
     pub cancel: &'a CancellationToken,
 }
 
-impl Site<'_> {
+impl ExecContext<'_> {
     /// Returns a [`Kind::Interrupted`] error if the work is to end.
     pub fn proceed(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }
@@ -92,12 +92,12 @@ mod tests {
 
     #[tokio::test]
     async fn work_in_a_guest_may_move_between_threads_and_ends_when_told_to() {
-        let (bench, host) = (bench::Bench::new(), Local::new());
+        let (bench, host) = (test_support::Bench::new(), Local::new());
         bench.cancel.cancel();
-        let site = bench.site(&host);
-        let upgrade = may_move_between_threads(apt::apply(site, &apt::Task::FullUpgrade));
+        let exec = bench.exec(&host);
+        let upgrade = may_move_between_threads(apt::apply(exec, &apt::Task::FullUpgrade));
         assert_eq!(upgrade.await.expect_err("cancelled").kind(), Kind::Interrupted);
-        drop(may_move_between_threads(reboot::reboot(site, None)));
-        drop(may_move_between_threads(hypervisor::load_driver(site, HypervisorKind::Qemu)));
+        drop(may_move_between_threads(reboot::reboot(exec, None)));
+        drop(may_move_between_threads(hypervisor::load_driver(exec, HypervisorKind::Qemu)));
     }
 }

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use super::Site;
-use super::readiness::Outside;
-use super::watch::Watch;
+use super::ExecContext;
+use super::liveness::LivenessMonitor;
+use super::readiness::VmView;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
 
@@ -20,39 +20,39 @@ pub async fn boot_id(host: &dyn Host) -> Result<String> {
     let id = host.check(&ask).await?.text().trim().to_owned();
     if id.is_empty() {
         return Err(Error::failed("the kernel has no boot id")
-            .on(host.name())
-            .tried(ask.argv().iter().cloned()));
+            .on_host(host.name())
+            .with_command(ask.argv().iter().cloned()));
     }
     Ok(id)
 }
 
-/// Reboots the guest and returns its new boot id once it answers again. `outside` shows signs of life
+/// Reboots the guest and returns its new boot id once it answers again. `view` shows signs of life
 /// while it cannot answer.
 ///
 /// # Errors
 /// [`Kind::NotReady`] if it shows no sign of life, [`Kind::HostCannot`] for the machine that nestlab
 /// runs on.
-pub async fn reboot(site: Site<'_>, outside: Option<Outside<'_>>) -> Result<String> {
-    reboot_within(site, outside, site.patience.limit(SILENCE)).await
+pub async fn reboot(exec: ExecContext<'_>, view: Option<VmView<'_>>) -> Result<String> {
+    reboot_within(exec, view, exec.patience.limit(SILENCE)).await
 }
 
 async fn reboot_within(
-    site: Site<'_>,
-    outside: Option<Outside<'_>>,
+    exec: ExecContext<'_>,
+    view: Option<VmView<'_>>,
     silence: Duration,
 ) -> Result<String> {
-    if site.host.is_local() {
+    if exec.host.is_local() {
         return Err(Error::new(Kind::HostCannot, "this machine must be rebooted")
-            .on(site.host.name())
+            .on_host(exec.host.name())
             .hint("reboot it yourself, then run the same command again"));
     }
-    let before = boot_id(site.host).await?;
-    site.feed.doing("rebooting");
-    ask_for_it(site).await?;
-    let mut watch = Watch::new(site, outside, silence, "waiting for the reboot");
+    let before = boot_id(exec.host).await?;
+    exec.events.doing("rebooting");
+    ask_for_it(exec).await?;
+    let mut watch = LivenessMonitor::new(exec, view, silence, "waiting for the reboot");
     loop {
         watch.rest().await?;
-        let state = match watch.until(boot_id(site.host)).await {
+        let state = match watch.until(boot_id(exec.host)).await {
             Ok(id) if id != before => return Ok(id),
             Ok(_) => "it has not stopped yet",
             Err(error) if error.kind() == Kind::Unreachable => "it does not answer yet",
@@ -63,10 +63,10 @@ async fn reboot_within(
 }
 
 /// Tells the guest to reboot. That the connection drops over it is no error.
-async fn ask_for_it(site: Site<'_>) -> Result<()> {
+async fn ask_for_it(exec: ExecContext<'_>) -> Result<()> {
     for program in [&["systemctl", "reboot"][..], &["reboot"]] {
         let command = Command::from_argv(program.iter().copied()).privileged();
-        match site.host.run(&command).await {
+        match exec.host.run(&command).await {
             Ok(output) if output.exit.success() => return Ok(()),
             // The signal of a shutdown that is faster than the answer.
             Ok(output) if matches!(output.exit, crate::host::Exit::Signal(_)) => return Ok(()),
@@ -75,14 +75,14 @@ async fn ask_for_it(site: Site<'_>) -> Result<()> {
         }
     }
     Err(Error::failed("neither systemctl nor reboot could reboot it")
-        .on(site.host.name())
-        .tried(["systemctl", "reboot"]))
+        .on_host(exec.host.name())
+        .with_command(["systemctl", "reboot"]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::Local;
     use crate::host::scripted::Scripted;
 
@@ -102,7 +102,7 @@ mod tests {
             .expect(ID)
             .prints("new\n");
         let bench = Bench::new();
-        assert_eq!(reboot(bench.site(&host), None).await.expect("comes back"), "new");
+        assert_eq!(reboot(bench.exec(&host), None).await.expect("comes back"), "new");
         assert_eq!(
             bench.doings(),
             [
@@ -124,7 +124,7 @@ mod tests {
             .prints("")
             .expect(ID)
             .prints("new\n");
-        reboot(Bench::new().site(&host), None).await.expect("comes back");
+        reboot(Bench::new().exec(&host), None).await.expect("comes back");
     }
 
     #[tokio::test]
@@ -139,14 +139,14 @@ mod tests {
             .expect(ID)
             .loses_the_connection();
         let bench = Bench::new();
-        let error = reboot_within(bench.site(&host), None, Duration::ZERO).await.expect_err("gone");
+        let error = reboot_within(bench.exec(&host), None, Duration::ZERO).await.expect_err("gone");
         assert_eq!(error.kind(), Kind::NotReady);
     }
 
     #[tokio::test]
     async fn the_machine_that_nestlab_runs_on_is_never_rebooted() {
         let host = Local::new();
-        let error = reboot(Bench::new().site(&host), None).await.expect_err("refused");
+        let error = reboot(Bench::new().exec(&host), None).await.expect_err("refused");
         assert_eq!(error.kind(), Kind::HostCannot);
     }
 }

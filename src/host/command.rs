@@ -147,7 +147,7 @@ impl fmt::Display for Command {
 pub(super) fn silent(command: &Command, limit: Duration) -> Error {
     let seconds = limit.as_secs_f64();
     Error::failed(format!("{} wrote nothing for {seconds:.0} s and was ended", command.argv()[0]))
-        .tried(command.argv().iter().cloned())
+        .with_command(command.argv().iter().cloned())
 }
 
 /// How a command ended.
@@ -206,7 +206,7 @@ impl Output {
             &self.stderr
         };
         Error::failed(format!("{program} ended with {}", self.exit))
-            .tried(command.argv().iter().cloned())
+            .with_command(command.argv().iter().cloned())
             .tail(output)
     }
 }

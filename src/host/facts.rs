@@ -33,12 +33,12 @@ pub struct Facts {
     /// Memory in MiB.
     pub memory_mib: u64,
     /// IPv4 networks that it is in or routes to, without the default route.
-    pub networks: Vec<Network>,
+    pub networks: Vec<HostNetwork>,
 }
 
 /// An IPv4 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network {
+pub struct HostNetwork {
     /// An address in it.
     pub address: Ipv4Addr,
     /// The length of its prefix, 0 to 32.
@@ -54,7 +54,7 @@ impl Facts {
         let answer = host.check(&Command::new("sh").args(["-c", READ, "nestlab-facts"])).await?;
         Facts::of(&answer.text()).map_err(|what| {
             Error::new(Kind::HostCannot, format!("it does not tell its {what}"))
-                .on(host.name())
+                .on_host(host.name())
                 .hint("nestlab reads Linux's /proc")
         })
     }
@@ -85,7 +85,7 @@ pub async fn free_disk(host: &dyn Host, path: &Utf8Path) -> Result<u64> {
     let kib = text.lines().last().and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
     kib.map(|kib: u64| kib.saturating_mul(1024)).ok_or_else(|| {
         Error::failed(format!("how much is free at {path} is not known"))
-            .on(host.name())
+            .on_host(host.name())
             .tail(text.as_bytes())
     })
 }
@@ -119,7 +119,7 @@ pub(crate) fn memory(meminfo: &str) -> Option<u64> {
 
 /// Returns the networks of /proc/net/route, the default route aside: addresses are in hexadecimal, in
 /// the byte order of the machine, which is little-endian x86.
-pub(crate) fn networks(routes: &str) -> Vec<Network> {
+pub(crate) fn networks(routes: &str) -> Vec<HostNetwork> {
     routes
         .lines()
         .skip(1)
@@ -127,7 +127,7 @@ pub(crate) fn networks(routes: &str) -> Vec<Network> {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let address = u32::from_str_radix(fields.get(1)?, 16).ok()?.to_le_bytes().into();
             let prefix = u32::from_str_radix(fields.get(7)?, 16).ok()?.count_ones();
-            Some(Network { address, prefix: u8::try_from(prefix).ok()? })
+            Some(HostNetwork { address, prefix: u8::try_from(prefix).ok()? })
         })
         .filter(|network| network.prefix > 0)
         .collect()
@@ -167,7 +167,7 @@ mod tests {
         let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
                       eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                       eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        assert_eq!(networks(routes), [Network { address: [10, 0, 2, 0].into(), prefix: 24 }]);
+        assert_eq!(networks(routes), [HostNetwork { address: [10, 0, 2, 0].into(), prefix: 24 }]);
     }
 
     #[tokio::test]

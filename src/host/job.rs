@@ -69,7 +69,9 @@ pub async fn run(
             host.name()
         ))),
     };
-    done.map_err(|error| error.on(host.name()).tried(spec.command.argv().iter().cloned()))
+    done.map_err(|error| {
+        error.on_host(host.name()).with_command(spec.command.argv().iter().cloned())
+    })
 }
 
 /// Ends the job on `host`, if it runs, and removes what there is of it.
@@ -89,7 +91,7 @@ struct Job<'a> {
 
 /// What has become of a job.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
+enum JobOutcome {
     Exited(Exit),
     Missing,
     Lost(&'static str),
@@ -106,7 +108,7 @@ impl<'a> Job<'a> {
     }
 
     async fn run(&self, on_line: OnLine<'_>) -> Result<Exit> {
-        let mut progress = Progress::new(on_line);
+        let mut progress = JobProgress::new(on_line);
         let patience = self.spec.command.silence_limit().unwrap_or_default().max(OUT_OF_REACH);
         let mut out_of_reach: Option<Instant> = None;
         loop {
@@ -130,7 +132,7 @@ impl<'a> Job<'a> {
 
     /// Starts the job, follows it and removes it; goes on from where an attempt before was cut short.
     /// `None`: what was there was lost before, and is gone now.
-    async fn attempt(&self, progress: &mut Progress<'_>) -> Result<Option<Fate>> {
+    async fn attempt(&self, progress: &mut JobProgress<'_>) -> Result<Option<JobOutcome>> {
         if !progress.started {
             progress.attached = self.start().await?;
             progress.started = true;
@@ -144,19 +146,19 @@ impl<'a> Job<'a> {
         let fate = progress.fate.take();
         let fate = fate.ok_or_else(|| Error::internal("a job ended without a fate"))?;
         Ok(match fate {
-            Fate::Lost(_) if progress.attached => None,
+            JobOutcome::Lost(_) if progress.attached => None,
             fate => Some(fate),
         })
     }
 
-    fn judge(&self, fate: Fate, tail: &[u8]) -> Result<Exit> {
+    fn judge(&self, fate: JobOutcome, tail: &[u8]) -> Result<Exit> {
         let program = &self.spec.command.argv()[0];
         let failed = match fate {
-            Fate::Exited(exit) => return Ok(exit),
-            Fate::Missing => program::missing(program),
-            Fate::Lost(why) => Error::failed(format!("{program} was lost: {why}"))
+            JobOutcome::Exited(exit) => return Ok(exit),
+            JobOutcome::Missing => program::missing(program),
+            JobOutcome::Lost(why) => Error::failed(format!("{program} was lost: {why}"))
                 .hint("run it again; what it did so far may be there already"),
-            Fate::Stalled(limit) => Error::failed(format!(
+            JobOutcome::Stalled(limit) => Error::failed(format!(
                 "{program} has stalled: it wrote nothing for {:.0} s and was ended",
                 limit.as_secs_f64()
             )),
@@ -179,7 +181,7 @@ impl<'a> Job<'a> {
     }
 
     /// Passes on the output from where it was left, until the job is over.
-    async fn follow(&self, progress: &mut Progress<'_>) -> Result<Fate> {
+    async fn follow(&self, progress: &mut JobProgress<'_>) -> Result<JobOutcome> {
         let follow = self.script(script::FOLLOW).arg(progress.offset.to_string());
         let mut said = Vec::new();
         let heard = Mutex::new(Instant::now());
@@ -197,7 +199,7 @@ impl<'a> Job<'a> {
             let following = self.host.run_streaming(&follow, &mut on_output);
             match unless_silent(following, &heard, self.spec.command.silence_limit()).await {
                 Ok(exit) => exit?,
-                Err(limit) => return Ok(Fate::Stalled(limit)),
+                Err(limit) => return Ok(JobOutcome::Stalled(limit)),
             }
         };
         fate(&said).ok_or_else(|| {
@@ -240,31 +242,31 @@ async fn unless_silent<T>(
 }
 
 /// Reads what [`script::FOLLOW`] says in the end.
-fn fate(said: &[u8]) -> Option<Fate> {
+fn fate(said: &[u8]) -> Option<JobOutcome> {
     let text = String::from_utf8_lossy(said);
     let fate = match text.lines().last()? {
-        "absent" => Fate::Lost("there is no trace of it"),
-        "rebooted" => Fate::Lost("the machine was rebooted under it"),
-        "gone" => Fate::Lost("its process ended without a result"),
-        "exit missing" => Fate::Missing,
+        "absent" => JobOutcome::Lost("there is no trace of it"),
+        "rebooted" => JobOutcome::Lost("the machine was rebooted under it"),
+        "gone" => JobOutcome::Lost("its process ended without a result"),
+        "exit missing" => JobOutcome::Missing,
         exit => {
             let code: i32 = exit.strip_prefix("exit ")?.parse().ok()?;
             // The shell has no other way to tell of a signal.
             let signal = code.checked_sub(128).filter(|signal| (1..=64).contains(signal));
             let signal = signal.map(|signal| Exit::Signal(program::signal_name(signal)));
-            Fate::Exited(signal.unwrap_or(Exit::Code(code)))
+            JobOutcome::Exited(signal.unwrap_or(Exit::Code(code)))
         }
     };
     Some(fate)
 }
 
 /// How far running a job has come, over all its connections.
-struct Progress<'a> {
+struct JobProgress<'a> {
     on_line: OnLine<'a>,
     started: bool,
     /// Whether it was there before this run started it.
     attached: bool,
-    fate: Option<Fate>,
+    fate: Option<JobOutcome>,
     /// Whether the host was heard since this was last set to false.
     in_reach: bool,
     /// Bytes of output that have come.
@@ -273,9 +275,9 @@ struct Progress<'a> {
     tail: Vec<u8>,
 }
 
-impl<'a> Progress<'a> {
+impl<'a> JobProgress<'a> {
     fn new(on_line: OnLine<'a>) -> Self {
-        Progress {
+        JobProgress {
             on_line,
             started: false,
             attached: false,
@@ -461,10 +463,10 @@ mod tests {
 
     #[test]
     fn what_becomes_of_a_job_is_read_from_its_last_word() {
-        assert_eq!(fate(b"on\nexit 0\n"), Some(Fate::Exited(Exit::Code(0))));
-        assert_eq!(fate(b"exit 137"), Some(Fate::Exited(Exit::Signal("KILL".into()))));
-        assert_eq!(fate(b"exit 255"), Some(Fate::Exited(Exit::Code(255))));
-        assert!(matches!(fate(b"on\nrebooted\n"), Some(Fate::Lost(_))));
+        assert_eq!(fate(b"on\nexit 0\n"), Some(JobOutcome::Exited(Exit::Code(0))));
+        assert_eq!(fate(b"exit 137"), Some(JobOutcome::Exited(Exit::Signal("KILL".into()))));
+        assert_eq!(fate(b"exit 255"), Some(JobOutcome::Exited(Exit::Code(255))));
+        assert!(matches!(fate(b"on\nrebooted\n"), Some(JobOutcome::Lost(_))));
         assert_eq!(fate(b"on\n"), None);
         assert_eq!(fate(b""), None);
     }

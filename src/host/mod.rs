@@ -7,12 +7,12 @@ pub mod command;
 pub mod facts;
 pub mod job;
 pub mod local;
-pub mod patience;
 mod program;
 pub mod quote;
 #[cfg(test)]
 pub(crate) mod scripted;
 pub mod ssh;
+pub mod timeout_scale;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use command::{Command, Exit, Output, Stdin};
 pub use local::Local;
-pub use patience::Patience;
+pub use timeout_scale::TimeoutScale;
 
 use crate::error::{Error, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// The most bytes that `run` keeps of either output.
 const MOST_OUTPUT: usize = 64 << 20;
@@ -94,10 +94,16 @@ pub trait Host: Send + Sync + fmt::Debug {
 
     /// Copies the local file `from` to `to` on the host, with the permission bits `mode`. The file
     /// appears whole or not at all.
-    async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()>;
+    async fn put(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        mode: u32,
+        events: &EventSink,
+    ) -> Result<()>;
 
     /// Copies the file `from` on the host to the local path `to`, whole or not at all.
-    async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()>;
+    async fn get(&self, from: &Utf8Path, to: &Utf8Path, events: &EventSink) -> Result<()>;
 
     /// Opens a byte stream from the host to `address`, without opening a port anywhere.
     ///
@@ -160,8 +166,8 @@ impl dyn Host + '_ {
                 command.argv()[0],
                 MOST_OUTPUT >> 20
             ))
-            .on(self.name())
-            .tried(command.argv().iter().cloned())),
+            .on_host(self.name())
+            .with_command(command.argv().iter().cloned())),
         }
     }
 
@@ -175,7 +181,7 @@ impl dyn Host + '_ {
         let bytes = self.check(&head).await?.stdout;
         if bytes.len() > most {
             let message = format!("{path} has more than {} MiB", most >> 20);
-            return Err(Error::failed(message).on(self.name()));
+            return Err(Error::failed(message).on_host(self.name()));
         }
         Ok(bytes)
     }
@@ -184,6 +190,10 @@ impl dyn Host + '_ {
     /// host, command and the end of the output.
     pub async fn check(&self, command: &Command) -> Result<Output> {
         let output = self.run(command).await?;
-        if output.exit.success() { Ok(output) } else { Err(output.error(command).on(self.name())) }
+        if output.exit.success() {
+            Ok(output)
+        } else {
+            Err(output.error(command).on_host(self.name()))
+        }
     }
 }

@@ -16,7 +16,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Command, Exit, Host, OnOutput, StdStream, Stream, StreamAddress};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// A host that answers as scripted. Commands of [`Scripted::expect`] must come in their order and all
 /// of them; those of [`Scripted::always`] may come at any time and any number of times.
@@ -24,11 +24,11 @@ use crate::event::Feed;
 pub(crate) struct Scripted {
     name: String,
     root: bool,
-    state: Mutex<State>,
+    state: Mutex<ScriptedState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ScriptedState {
     expected: std::collections::VecDeque<Exchange>,
     always: Vec<Exchange>,
     seen: Vec<Command>,
@@ -38,22 +38,22 @@ struct State {
 
 #[derive(Debug)]
 struct Exchange {
-    asked: Asked,
+    asked: ScriptedCall,
     reply: Reply,
 }
 
 #[derive(Debug)]
-enum Asked {
+enum ScriptedCall {
     Exactly(Vec<String>),
     Containing(Vec<String>),
 }
 
-impl Asked {
+impl ScriptedCall {
     /// Returns whether `argv` is what was asked for.
     fn matches(&self, argv: &[String]) -> bool {
         match self {
-            Asked::Exactly(wanted) => wanted == argv,
-            Asked::Containing(parts) => {
+            ScriptedCall::Exactly(wanted) => wanted == argv,
+            ScriptedCall::Containing(parts) => {
                 let mut rest = argv.iter();
                 parts.iter().all(|part| rest.any(|arg| arg == part))
             }
@@ -71,7 +71,7 @@ enum Reply {
 #[must_use = "an expectation without an answer is not part of the script"]
 pub(crate) struct Expectation {
     host: Scripted,
-    asked: Asked,
+    asked: ScriptedCall,
     always: bool,
 }
 
@@ -95,7 +95,7 @@ impl Scripted {
 
     /// Expects exactly this argument vector (without `sudo`) as the next command.
     pub(crate) fn expect<S: Into<String>>(self, argv: impl IntoIterator<Item = S>) -> Expectation {
-        let asked = Asked::Exactly(argv.into_iter().map(Into::into).collect());
+        let asked = ScriptedCall::Exactly(argv.into_iter().map(Into::into).collect());
         Expectation { host: self, asked, always: false }
     }
 
@@ -104,13 +104,13 @@ impl Scripted {
         self,
         parts: impl IntoIterator<Item = S>,
     ) -> Expectation {
-        let asked = Asked::Containing(parts.into_iter().map(Into::into).collect());
+        let asked = ScriptedCall::Containing(parts.into_iter().map(Into::into).collect());
         Expectation { host: self, asked, always: false }
     }
 
     /// Answers exactly this argument vector whenever it comes.
     pub(crate) fn always<S: Into<String>>(self, argv: impl IntoIterator<Item = S>) -> Expectation {
-        let asked = Asked::Exactly(argv.into_iter().map(Into::into).collect());
+        let asked = ScriptedCall::Exactly(argv.into_iter().map(Into::into).collect());
         Expectation { host: self, asked, always: true }
     }
 
@@ -124,7 +124,7 @@ impl Scripted {
         self.state().files.get(Utf8Path::new(path)).cloned()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ScriptedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -213,19 +213,25 @@ impl Host for Scripted {
                 on_output(StdStream::Err, &stderr);
                 Ok(exit)
             }
-            Reply::Lost(kind, message) => {
-                Err(Error::new(kind, message).on(&self.name).tried(command.argv().iter().cloned()))
-            }
+            Reply::Lost(kind, message) => Err(Error::new(kind, message)
+                .on_host(&self.name)
+                .with_command(command.argv().iter().cloned())),
         }
     }
 
-    async fn put(&self, from: &Utf8Path, to: &Utf8Path, _mode: u32, _feed: &Feed) -> Result<()> {
+    async fn put(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        _mode: u32,
+        _feed: &EventSink,
+    ) -> Result<()> {
         let bytes = fs_err::read(from)?;
         self.state().files.insert(to.to_owned(), bytes);
         Ok(())
     }
 
-    async fn get(&self, from: &Utf8Path, to: &Utf8Path, _feed: &Feed) -> Result<()> {
+    async fn get(&self, from: &Utf8Path, to: &Utf8Path, _feed: &EventSink) -> Result<()> {
         let bytes = self.state().files.get(from).cloned();
         let bytes = bytes.ok_or_else(|| Error::failed(format!("{from}: no such file")))?;
         Ok(fs_err::write(to, bytes)?)

@@ -19,11 +19,11 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 
 pub use crate::recipe::HypervisorKind;
-pub use spec::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+pub use spec::{Firmware, Forward, GuestSpec, Media, Subnet, VmOrigin};
 
 use crate::error::Result;
-use crate::event::Feed;
-use crate::host::{Command, Host, Patience, StreamAddress};
+use crate::event::EventSink;
+use crate::host::{Command, Host, StreamAddress, TimeoutScale};
 
 /// How a hypervisor executes guest code on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -60,7 +60,7 @@ pub struct Probe {
     /// How guests execute.
     pub acceleration: Acceleration,
     /// How long to wait for guests on it.
-    pub patience: Patience,
+    pub patience: TimeoutScale,
     /// Whether its guests can run guests themselves.
     pub nesting: Nesting,
     /// What the driver found here and needs again when it builds a command line, such as the path of
@@ -105,7 +105,7 @@ impl Probe {
             version,
             program: program.into(),
             acceleration,
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
             nesting: Nesting::Claimed,
             details: BTreeMap::new(),
             notes: Vec::new(),
@@ -148,7 +148,7 @@ pub enum Stop {
     /// Press the ACPI power button, and fail if it is still on after this grace time.
     Ask(Duration),
     /// Pull the plug.
-    Now,
+    PowerOff,
 }
 
 /// Returns the error for the VM `name` that was asked to shut down and is on after `grace`.
@@ -188,7 +188,7 @@ pub struct FoundVm {
 
 /// A file of a guest that helps to understand a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trace {
+pub struct LogFile {
     /// What it is: `serial`, `VBox.log`, `qemu.log`.
     pub name: String,
     /// Where it lies on the guest's host.
@@ -242,7 +242,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         host: &dyn Host,
         spec: &GuestSpec,
         changes: &[Change],
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()>;
 
     /// Returns the commands that [`Hypervisor::start`] would run, for `plan`.
@@ -254,15 +254,21 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         host: &dyn Host,
         spec: &GuestSpec,
         probe: &Probe,
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()>;
 
     /// Stops the VM.
-    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()>;
+    async fn stop(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        how: Stop,
+        events: &EventSink,
+    ) -> Result<()>;
 
     /// Stops and removes the VM, its disks and its files; for a VM that existed before nestlab
-    /// ([`Origin::Existing`]) it restores nothing and removes nothing.
-    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()>;
+    /// ([`VmOrigin::Existing`]) it restores nothing and removes nothing.
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, events: &EventSink) -> Result<()>;
 
     /// Returns where, on the VM's host, the forwarded `guest_port` of the running VM is reached.
     async fn endpoint(
@@ -302,7 +308,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     }
 
     /// Returns the files that help to understand a failure, whether or not they exist yet.
-    async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>>;
+    async fn log_files(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<LogFile>>;
 
     /// Returns the error that tells why the VM is down, with the end of its log, if it went down by a
     /// failure of its own: the hypervisor gave up on it, or its process died. `None` for one that runs
@@ -315,7 +321,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         Ok(match self.inspect(host, spec).await?.map(|actual| actual.power) {
             Some(Power::Crashed(why)) => Some(
                 crate::Error::failed(format!("{} gave up on {}: {why}", self.kind(), spec.vm))
-                    .on(host.name()),
+                    .on_host(host.name()),
             ),
             _ => None,
         })

@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::recipe::{Amount, Cpus, Mebibytes};
+use crate::recipe::{Constraint, Cpus, Mebibytes};
 pub use crate::recipe::{Firmware, Subnet};
 
 /// The name space of the VMs' UUIDs (version 5).
@@ -25,7 +25,7 @@ pub enum Media {
 /// Where the VM comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Origin {
+pub enum VmOrigin {
     /// nestlab makes it from this, and removes it in the end.
     Made(Media),
     /// It exists under this name or UUID; it is changed, and never removed.
@@ -54,11 +54,11 @@ pub struct GuestSpec {
     /// The folder on the VM's host that belongs to this VM alone: its disk, logs and sockets.
     pub directory: Utf8PathBuf,
     /// Where it comes from.
-    pub origin: Origin,
+    pub origin: VmOrigin,
     /// Virtual CPUs.
-    pub cpus: Amount<Cpus>,
+    pub cpus: Constraint<Cpus>,
     /// Memory.
-    pub memory: Amount<Mebibytes>,
+    pub memory: Constraint<Mebibytes>,
     /// Grow the disk to this size, if it is smaller.
     pub disk: Option<Mebibytes>,
     /// How it starts when it is made, and later unless [`GuestSpec::firmware_after`] says otherwise.
@@ -103,8 +103,8 @@ impl GuestSpec {
     /// Has the VM's files in the folder `to` instead of `from`.
     pub fn move_files(&mut self, from: &Utf8Path, to: &Utf8Path) {
         let media = match &mut self.origin {
-            Origin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
-            Origin::Existing { .. } => None,
+            VmOrigin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
+            VmOrigin::Existing { .. } => None,
         };
         for path in media.into_iter().chain(&mut self.seed).chain([&mut self.directory]) {
             if let Ok(inside) = path.strip_prefix(from) {

@@ -12,7 +12,7 @@ use super::ova;
 use super::store::{Stat, UNFINISHED, VerifiedImage};
 use super::unpack::{Limits, unpack};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::host::{Command, Host, Local, StdStream};
 
 /// How long qemu-img may show no progress at all.
@@ -22,11 +22,11 @@ const SILENCE: Duration = Duration::from_secs(15 * 60);
 const RESERVE: u64 = 64 << 20;
 
 /// Where a disk's bytes are.
-enum Source {
+enum DiskSource {
     /// A file of its own.
     File(Utf8PathBuf, DiskFormat),
     /// A VMDK inside an OVA.
-    Inside(Utf8PathBuf, ova::Member),
+    Inside(Utf8PathBuf, ova::OvaMember),
 }
 
 /// Returns the path of the image's disk in `format`. It is shared: read it, never write to it.
@@ -37,16 +37,20 @@ enum Source {
 /// # Errors
 /// [`Kind::Untrusted`] for an image whose inside is not what it should be, [`Kind::HostCannot`] where
 /// qemu-img is needed and missing, the disk is full, or the image is a CD and has no disk.
-pub async fn disk(image: &VerifiedImage, format: DiskFormat, feed: &Feed) -> Result<Utf8PathBuf> {
-    let _claim = image.claim_derived(feed).await?;
+pub async fn disk(
+    image: &VerifiedImage,
+    format: DiskFormat,
+    events: &EventSink,
+) -> Result<Utf8PathBuf> {
+    let _claim = image.claim_derived(events).await?;
     let target = derived(image, format);
     if unchanged(&target) {
         return Ok(target);
     }
-    match source(image, feed).await? {
-        Source::File(path, have) if have == format => Ok(path),
+    match source(image, events).await? {
+        DiskSource::File(path, have) if have == format => Ok(path),
         source => {
-            convert(&source, format, &target, feed).await?;
+            convert(&source, format, &target, events).await?;
             Ok(target)
         }
     }
@@ -68,13 +72,13 @@ fn unchanged(target: &Utf8Path) -> bool {
     noted.is_some() && noted == Stat::of(target).ok()
 }
 
-async fn source(image: &VerifiedImage, feed: &Feed) -> Result<Source> {
+async fn source(image: &VerifiedImage, events: &EventSink) -> Result<DiskSource> {
     let native = match image.format() {
         ImageFormat::Ova => {
             let path = image.path();
             return blocking(move || {
                 let member = ova::inspect(&mut fs_err::File::open(&path)?)?.disk()?;
-                Ok(Source::Inside(path, member))
+                Ok(DiskSource::Inside(path, member))
             })
             .await;
         }
@@ -90,14 +94,14 @@ async fn source(image: &VerifiedImage, feed: &Feed) -> Result<Source> {
         ImageFormat::Raw => DiskFormat::Raw,
     };
     if image.compression() == Compression::None && image.format() != ImageFormat::LibvirtTarXz {
-        return Ok(Source::File(image.path(), native));
+        return Ok(DiskSource::File(image.path(), native));
     }
     let target = derived(image, native);
     if !unchanged(&target) {
-        feed.doing(format!("unpacking {}", image.name()));
-        unpacked(image, native, &target, feed).await?;
+        events.doing(format!("unpacking {}", image.name()));
+        unpacked(image, native, &target, events).await?;
     }
-    Ok(Source::File(target, native))
+    Ok(DiskSource::File(target, native))
 }
 
 /// Unpacks the image's disk to `target`, which appears whole or not at all.
@@ -105,18 +109,18 @@ async fn unpacked(
     image: &VerifiedImage,
     native: DiskFormat,
     target: &Utf8Path,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let free = free_space(&image.derived())?.saturating_sub(RESERVE);
     let limits = Limits::new(image.unpacked_size(), free);
     let form = (image.format(), image.compression());
-    let (from, target, feed) = (image.path(), target.to_owned(), feed.clone());
+    let (from, target, events) = (image.path(), target.to_owned(), events.clone());
     let cancel = CancellationToken::new();
     // When this future is dropped, the thread ends at its next read.
     let _ends_with_us = cancel.clone().drop_guard();
     blocking(move || {
-        let unfinished = Unfinished::beside(&target)?;
-        unpack(&from, form, unfinished.path(), limits, &feed, &cancel)?;
+        let unfinished = PartialFile::beside(&target)?;
+        unpack(&from, form, unfinished.path(), limits, &events, &cancel)?;
         virtual_size(&mut fs_err::File::open(unfinished.path())?, native)
             .map_err(|error| error.context(&from))?;
         unfinished.becomes(&target)
@@ -126,29 +130,29 @@ async fn unpacked(
 
 /// Has qemu-img write `source` to `target` in `format`.
 async fn convert(
-    source: &Source,
+    source: &DiskSource,
     format: DiskFormat,
     target: &Utf8Path,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
-    let unfinished = Unfinished::beside(target)?;
+    let unfinished = PartialFile::beside(target)?;
     let mut command = Command::new("qemu-img").args(["convert", "-p", "-O", format.as_str()]);
     command = match source {
-        Source::File(path, have) => command.args(["-f", have.as_str(), path.as_str()]),
-        Source::Inside(path, member) => command.arg(inside(path, *member)),
+        DiskSource::File(path, have) => command.args(["-f", have.as_str(), path.as_str()]),
+        DiskSource::Inside(path, member) => command.arg(inside(path, *member)),
     };
     let command = command.arg(unfinished.path().as_str()).silence(SILENCE);
-    feed.doing(format!("converting to {}", format.as_str()));
+    events.doing(format!("converting to {}", format.as_str()));
     let mut complaint = Vec::new();
     let exit = Local::new()
         .run_streaming(&command, &mut |stream, bytes| match stream {
-            StdStream::Out => progress(bytes, feed),
+            StdStream::Out => progress(bytes, events),
             StdStream::Err => complaint.extend_from_slice(bytes),
         })
         .await?;
     if !exit.success() {
         return Err(Error::failed(format!("qemu-img ended with {exit}"))
-            .tried(command.argv().iter().cloned())
+            .with_command(command.argv().iter().cloned())
             .tail(&complaint));
     }
     // An exit code is no disk: its header must be there.
@@ -158,7 +162,7 @@ async fn convert(
 }
 
 /// Returns QEMU's own description of a disk that is a part of a file (its JSON block options).
-fn inside(path: &Utf8Path, member: ova::Member) -> String {
+fn inside(path: &Utf8Path, member: ova::OvaMember) -> String {
     let options = serde_json::json!({
         "driver": "vmdk",
         "file": {
@@ -172,29 +176,29 @@ fn inside(path: &Utf8Path, member: ova::Member) -> String {
 }
 
 /// Passes on what qemu-img shows as `    (12.34/100%)`.
-fn progress(bytes: &[u8], feed: &Feed) {
+fn progress(bytes: &[u8], events: &EventSink) {
     let text = String::from_utf8_lossy(bytes);
     let last = text.rsplit('(').next().and_then(|rest| rest.split_once('/'));
     if let Some(percent) = last.and_then(|(number, _)| number.parse::<f64>().ok()) {
         // Within 0 to 100, so nothing is lost that a person would see.
-        feed.item(percent.clamp(0.0, 100.0) as u64, 100, "percent converted");
+        events.item(percent.clamp(0.0, 100.0) as u64, 100, "percent converted");
     }
 }
 
 /// A file that is being written, removed unless it becomes what it is for.
-struct Unfinished {
+struct PartialFile {
     path: Utf8PathBuf,
     _folder: tempfile::TempDir,
 }
 
-impl Unfinished {
+impl PartialFile {
     fn beside(target: &Utf8Path) -> Result<Self> {
         let beside = target.parent().expect("a derived disk lies in a folder");
         let folder = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(beside)?;
         let path = Utf8Path::from_path(folder.path())
             .ok_or_else(|| Error::internal("a path below a UTF-8 one is not UTF-8"))?
             .join("disk");
-        Ok(Unfinished { path, _folder: folder })
+        Ok(PartialFile { path, _folder: folder })
     }
 
     fn path(&self) -> &Utf8Path {
@@ -205,7 +209,7 @@ impl Unfinished {
         fs_err::File::open(&self.path)?.sync_all()?;
         fs_err::rename(&self.path, target)?;
         let noted = serde_json::to_vec(&Stat::of(target)?)
-            .map_err(|error| Error::internal("a note cannot be written").because(error))?;
+            .map_err(|error| Error::internal("a note cannot be written").with_source(error))?;
         Ok(fs_err::write(note(target), noted)?)
     }
 }

@@ -13,12 +13,12 @@ pub mod format;
 pub mod manifest;
 pub mod ova;
 pub mod ovf;
-pub mod proof;
 pub mod store;
 mod structure;
 pub mod unpack;
 pub mod update;
-mod verify;
+pub mod verify;
+mod verify_file;
 
 use std::io::Read as _;
 
@@ -30,7 +30,7 @@ pub use fetch::{FetchOptions, fetch};
 pub use format::{Compression, ImageFormat};
 pub use manifest::Manifest;
 pub use store::{Built, Store, VerifiedImage};
-pub use verify::{Beside, verify_file};
+pub use verify_file::{Beside, verify_file};
 
 use crate::error::{Error, Kind, Result};
 

@@ -18,7 +18,7 @@ const LONGEST_LIST: u64 = 1 << 20;
 
 /// Where a member's bytes are in the tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct OvaMember {
     /// Where they start.
     pub offset: u64,
     /// How many there are.
@@ -31,7 +31,7 @@ pub struct Ova {
     /// What its OVF says.
     pub descriptor: Descriptor,
     /// Its members by name.
-    pub members: BTreeMap<String, Member>,
+    pub members: BTreeMap<String, OvaMember>,
 }
 
 impl Ova {
@@ -39,7 +39,7 @@ impl Ova {
     ///
     /// # Errors
     /// [`Kind::HostCannot`] if there is none or more than one.
-    pub fn disk(&self) -> Result<Member> {
+    pub fn disk(&self) -> Result<OvaMember> {
         let mut files = self.descriptor.disks.iter().filter_map(|disk| disk.file.as_ref());
         match (files.next(), files.next()) {
             (Some(file), None) => Ok(self.members[file]),
@@ -101,8 +101,8 @@ fn shown(name: &str) -> String {
     crate::event::printable(name).replace('\n', "\\n")
 }
 
-fn members<R: Read + Seek>(reader: &mut R) -> Result<BTreeMap<String, Member>> {
-    let damaged = |error: std::io::Error| refused("the tar is damaged").because(error);
+fn members<R: Read + Seek>(reader: &mut R) -> Result<BTreeMap<String, OvaMember>> {
+    let damaged = |error: std::io::Error| refused("the tar is damaged").with_source(error);
     let length = reader.seek(SeekFrom::End(0))?;
     reader.seek(SeekFrom::Start(0))?;
     let mut members = BTreeMap::new();
@@ -116,7 +116,7 @@ fn members<R: Read + Seek>(reader: &mut R) -> Result<BTreeMap<String, Member>> {
         if !is_plain_file_name(&name) {
             return Err(refused(format!("`{}` is not a plain file name", shown(&name))));
         }
-        let member = Member { offset: entry.raw_file_position(), size: entry.size() };
+        let member = OvaMember { offset: entry.raw_file_position(), size: entry.size() };
         if member.offset.checked_add(member.size).is_none_or(|end| end > length) {
             return Err(refused(format!("`{name}` is cut off")));
         }
@@ -130,7 +130,7 @@ fn members<R: Read + Seek>(reader: &mut R) -> Result<BTreeMap<String, Member>> {
     Ok(members)
 }
 
-fn only_with_end(members: &BTreeMap<String, Member>, end: &str) -> Result<Option<String>> {
+fn only_with_end(members: &BTreeMap<String, OvaMember>, end: &str) -> Result<Option<String>> {
     let mut names = members.keys().filter(|name| name.ends_with(end));
     match (names.next(), names.next()) {
         (name, None) => Ok(name.cloned()),
@@ -138,7 +138,7 @@ fn only_with_end(members: &BTreeMap<String, Member>, end: &str) -> Result<Option
     }
 }
 
-fn read<R: Read + Seek>(reader: &mut R, member: Member, longest: u64) -> Result<Vec<u8>> {
+fn read<R: Read + Seek>(reader: &mut R, member: OvaMember, longest: u64) -> Result<Vec<u8>> {
     if member.size > longest {
         return Err(refused(format!("a text in it has {} bytes", member.size)));
     }
@@ -151,7 +151,7 @@ fn read<R: Read + Seek>(reader: &mut R, member: Member, longest: u64) -> Result<
 fn disks<R: Read + Seek>(
     reader: &mut R,
     descriptor: &Descriptor,
-    members: &BTreeMap<String, Member>,
+    members: &BTreeMap<String, OvaMember>,
 ) -> Result<()> {
     for disk in &descriptor.disks {
         let Some(file) = &disk.file else { continue };
@@ -172,7 +172,7 @@ fn disks<R: Read + Seek>(
 /// Compares every member with the list of digests; a member that it leaves out is refused.
 fn digests<R: Read + Seek>(
     reader: &mut R,
-    members: &BTreeMap<String, Member>,
+    members: &BTreeMap<String, OvaMember>,
     list: &String,
     skipped: &[Option<&String>],
 ) -> Result<()> {
@@ -221,10 +221,10 @@ fn digest_line(line: &str) -> Option<(HashAlgorithm, &str, Vec<u8>)> {
 
 fn digest<R: Read + Seek>(
     reader: &mut R,
-    member: Member,
+    member: OvaMember,
     algorithm: HashAlgorithm,
 ) -> Result<Vec<u8>> {
-    let unknown = |error| refused("a digest cannot be computed").because(error);
+    let unknown = |error| refused("a digest cannot be computed").with_source(error);
     let mut context = algorithm.context().map_err(|e| unknown(e.to_string()))?.for_digest();
     reader.seek(SeekFrom::Start(member.offset))?;
     let mut limited = reader.take(member.size);
@@ -241,12 +241,12 @@ fn digest<R: Read + Seek>(
 /// One member as if it were a file of its own.
 struct Window<'a, R> {
     inner: &'a mut R,
-    member: Member,
+    member: OvaMember,
     at: u64,
 }
 
 impl<'a, R> Window<'a, R> {
-    fn new(inner: &'a mut R, member: Member) -> Self {
+    fn new(inner: &'a mut R, member: OvaMember) -> Self {
         Window { inner, member, at: 0 }
     }
 }

@@ -52,7 +52,7 @@ pub fn parse(xml: &[u8]) -> Result<Descriptor> {
     let text = std::str::from_utf8(xml).map_err(|_| refused("it is not UTF-8"))?;
     let options = roxmltree::ParsingOptions { nodes_limit: 100_000, ..Default::default() };
     let document = Document::parse_with_options(text, options)
-        .map_err(|error| refused("it is not XML").because(error))?;
+        .map_err(|error| refused("it is not XML").with_source(error))?;
     let envelope = document.root_element();
     if envelope.tag_name().name() != "Envelope" {
         return Err(refused("it is not an OVF envelope"));

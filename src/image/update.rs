@@ -7,22 +7,22 @@ use camino::Utf8Path;
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::{Client, FetchOptions, fetch};
-use super::manifest::{Manifest, Origin, Placeholders, Version};
+use super::manifest::{ImageVersion, Manifest, ManifestOrigin, Placeholders};
 use super::store::{Store, VerifiedImage};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// What an update found.
 #[derive(Debug)]
 pub enum Update {
     /// The manifest names the newest version already.
-    Newest(Version),
+    Newest(ImageVersion),
     /// There is a newer version.
     Newer {
         /// What the manifest names.
-        old: Version,
+        old: ImageVersion,
         /// What the publisher names.
-        new: Version,
+        new: ImageVersion,
     },
 }
 
@@ -70,10 +70,10 @@ pub async fn newest(
 /// As [`fetch`]; [`Kind::Recipe`] if nothing but the old version's digests proves the image.
 pub async fn to_version(
     manifest: &Manifest,
-    new: &Version,
+    new: &ImageVersion,
     store: &Store,
     options: &FetchOptions,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<(VerifiedImage, String)> {
     let updated = manifest.at_version(new.clone());
@@ -84,7 +84,7 @@ pub async fn to_version(
         )
         .hint("put the new version and its digests, from a source you trust, into the manifest"));
     }
-    let image = fetch(&updated, store, options, feed, cancel).await?;
+    let image = fetch(&updated, store, options, events, cancel).await?;
     let text = manifest.text_for(new, image.size(), &image.sha256(), &image.sha512());
     // What is written must be a manifest, and the image must answer for it.
     let written = Manifest::parse(&text, manifest.origin().clone())?;
@@ -97,8 +97,8 @@ pub async fn to_version(
 /// [`Kind::Usage`] for a manifest that is not a file.
 pub fn file_of(manifest: &Manifest) -> Result<&Utf8Path> {
     match manifest.origin() {
-        Origin::File(path) => Ok(path),
-        Origin::Shipped | Origin::Text(_) => {
+        ManifestOrigin::File(path) => Ok(path),
+        ManifestOrigin::Shipped | ManifestOrigin::Text(_) => {
             Err(Error::new(Kind::Usage, "a shipped manifest cannot be changed").hint(format!(
                 "nestlab image show {0} > {0}.toml, then update that file",
                 manifest.name()
@@ -135,7 +135,7 @@ fn has_lasting_proof(manifest: &Manifest) -> bool {
 /// Reads a version such as `18.2.1.9` from an answer that may go on with markup or further lines, as
 /// Kicksecure's does. Only numbers and dots count: whatever else the page says becomes part of no
 /// address.
-fn plain_version(answer: &[u8]) -> Option<Version> {
+fn plain_version(answer: &[u8]) -> Option<ImageVersion> {
     let text = std::str::from_utf8(answer).ok()?;
     let first = text.split(['<', '\n', '\r']).next()?.trim();
     let parts: Vec<&str> = first.split('.').collect();
@@ -183,7 +183,7 @@ mod tests {
             (b"\xff\xfe", None),
         ] {
             let got = plain_version(answer);
-            assert_eq!(got.as_ref().map(Version::as_str), want, "{answer:?}");
+            assert_eq!(got.as_ref().map(ImageVersion::as_str), want, "{answer:?}");
         }
     }
 

@@ -7,11 +7,11 @@ use super::identity;
 use super::journal::{self, Reading};
 use super::keys::LabKeys;
 use super::known_hosts::KnownHosts;
-use super::lock::{self, Holder, LabLock};
+use super::lock::{self, LabLock, LockHolder};
 use super::private::{self, Writing};
 use super::reservations::Reservations;
 use super::resources::{self, Resource};
-use super::status::Status;
+use super::status::LabState;
 use crate::error::{Error, Kind, Result};
 use crate::recipe::LabName;
 
@@ -330,7 +330,7 @@ impl Lab {
     }
 
     /// Returns who works on the lab now, if anybody does.
-    pub fn holder(&self) -> Result<Option<Holder>> {
+    pub fn holder(&self) -> Result<Option<LockHolder>> {
         lock::holder(&self.directory)
     }
 
@@ -350,8 +350,8 @@ impl Lab {
     }
 
     /// Returns the last known state of the lab's steps and guests.
-    pub fn status(&self) -> Result<Status> {
-        Ok(Status::from_records(&self.read_journal()?.records))
+    pub fn status(&self) -> Result<LabState> {
+        Ok(LabState::from_records(&self.read_journal()?.records))
     }
 
     /// Removes the lab's directory and reservations. What the lab made elsewhere must be gone before. A file that nestlab did

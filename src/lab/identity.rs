@@ -17,7 +17,7 @@ use super::directory::Lab;
 use super::filesystem;
 use super::journal::Reading;
 use super::private::Writing;
-use super::record::Entry;
+use super::record::JournalEntry;
 use super::resources::{self, Resource};
 use crate::error::{Error, Kind, Result};
 
@@ -39,7 +39,7 @@ pub(super) struct Identity {
     id: Uuid,
     /// Where its guests were started.
     #[serde(flatten)]
-    place: Place,
+    place: LabPlace,
     /// The user.
     uid: u32,
     /// When the lab was made, or first worked on by a nestlab that keeps this file.
@@ -48,7 +48,7 @@ pub(super) struct Identity {
 
 /// A place where guests run: a machine since its start, and a folder on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
+struct LabPlace {
     /// The machine's id; `None` where it has none of its own.
     machine: Option<String>,
     /// What the kernel was given when it started.
@@ -63,11 +63,11 @@ struct Place {
     inode: u64,
 }
 
-impl Place {
+impl LabPlace {
     /// Returns this place, with the lab in `folder`.
     fn here(folder: &Utf8Path) -> Result<Self> {
         let metadata = fs_err::metadata(folder)?;
-        Ok(Place {
+        Ok(LabPlace {
             machine: machine(),
             boot: read("/proc/sys/kernel/random/boot_id"),
             pid_namespace: std::fs::metadata("/proc/self/ns/pid").ok().map(|file| file.ino()),
@@ -79,7 +79,7 @@ impl Place {
 
     /// Returns why guests that were started at `self` may run where `here` cannot see them; `shared` is
     /// whether other machines can have the lab's folder, too.
-    fn hidden_from(&self, here: &Place, shared: bool) -> Option<String> {
+    fn hidden_from(&self, here: &LabPlace, shared: bool) -> Option<String> {
         if self.boot.is_some() && self.boot == here.boot {
             let same = self.pid_namespace.is_some() && self.pid_namespace == here.pid_namespace;
             return (!same)
@@ -112,7 +112,7 @@ fn machine() -> Option<String> {
 
 /// Whether a lab may be acted on, judged by what it says of itself.
 #[derive(Debug)]
-pub(super) enum Judgement {
+pub(super) enum PlaceVerdict {
     /// It may, and what it says is right.
     Known,
     /// It may, once this is written down.
@@ -127,7 +127,7 @@ pub(super) fn introduce(lab: &Lab, writing: &Writing) -> Result<()> {
     if lab.directory().join(FILE).exists() || lab.journal_path().exists() {
         return Ok(());
     }
-    write(&fresh(Place::here(lab.directory())?), writing)
+    write(&fresh(LabPlace::here(lab.directory())?), writing)
 }
 
 /// Lets the locked lab be acted on, or says why not.
@@ -136,8 +136,8 @@ pub(super) fn introduce(lab: &Lab, writing: &Writing) -> Result<()> {
 /// [`Kind::HostCannot`] if its guests may run elsewhere, [`Kind::Usage`] if it is a copy, [`Kind::Io`].
 pub(super) fn admit(lab: &Lab) -> Result<()> {
     match judge(lab)? {
-        Judgement::Known => Ok(()),
-        Judgement::Renewed(identity) => {
+        PlaceVerdict::Known => Ok(()),
+        PlaceVerdict::Renewed(identity) => {
             let written = Writing::into_directory(lab.directory())
                 .and_then(|writing| write(&identity, &writing));
             if let Err(error) = written {
@@ -146,48 +146,48 @@ pub(super) fn admit(lab: &Lab) -> Result<()> {
             }
             Ok(())
         }
-        Judgement::Refused(error) => Err(error),
+        PlaceVerdict::Refused(error) => Err(error),
     }
 }
 
 /// Returns why `lab` can be looked at here and not acted on, if that is so.
 pub(super) fn refusal(lab: &Lab) -> Option<Error> {
     match judge(lab) {
-        Ok(Judgement::Refused(error)) | Err(error) => Some(error),
-        Ok(Judgement::Known | Judgement::Renewed(_)) => None,
+        Ok(PlaceVerdict::Refused(error)) | Err(error) => Some(error),
+        Ok(PlaceVerdict::Known | PlaceVerdict::Renewed(_)) => None,
     }
 }
 
-fn judge(lab: &Lab) -> Result<Judgement> {
-    let here = Place::here(lab.directory())?;
+fn judge(lab: &Lab) -> Result<PlaceVerdict> {
+    let here = LabPlace::here(lab.directory())?;
     let reading = lab.read_journal()?;
     let Some(mut identity) = read_identity(lab)? else {
         return Ok(match former_folder(&reading) {
             // A lab of an older nestlab says where it lies by where its guests do.
             Some(path) if is_lab(&path) && canonical(&path) != here.path => {
-                Judgement::Refused(copied(lab, &path))
+                PlaceVerdict::Refused(copied(lab, &path))
             }
-            _ => Judgement::Renewed(fresh(here)),
+            _ => PlaceVerdict::Renewed(fresh(here)),
         });
     };
     let then = &identity.place;
     if then.path != here.path && id_at(&then.path) == Some(identity.id) {
-        return Ok(Judgement::Refused(copied(lab, &then.path)));
+        return Ok(PlaceVerdict::Refused(copied(lab, &then.path)));
     }
     if *then == here {
-        return Ok(Judgement::Known);
+        return Ok(PlaceVerdict::Known);
     }
     let locals = [lab.directory(), &then.path, &here.path];
     if may_run(&reading, &locals)
         && let Some(place) = then.hidden_from(&here, filesystem::is_shared(&here.path))
     {
-        return Ok(Judgement::Refused(elsewhere(lab, &place)));
+        return Ok(PlaceVerdict::Refused(elsewhere(lab, &place)));
     }
     identity.place = here;
-    Ok(Judgement::Renewed(identity))
+    Ok(PlaceVerdict::Renewed(identity))
 }
 
-fn fresh(place: Place) -> Identity {
+fn fresh(place: LabPlace) -> Identity {
     let uid = rustix::process::geteuid().as_raw();
     Identity { schema: SCHEMA, id: Uuid::new_v4(), place, uid, created: Timestamp::now() }
 }
@@ -200,7 +200,7 @@ fn write(identity: &Identity, writing: &Writing) -> Result<()> {
 /// Returns what the lab says of itself; `None` if it says nothing.
 fn read_identity(lab: &Lab) -> Result<Option<Identity>> {
     #[derive(Deserialize)]
-    struct Format {
+    struct IdentitySchema {
         schema: u32,
     }
     let path = lab.directory().join(FILE);
@@ -209,13 +209,13 @@ fn read_identity(lab: &Lab) -> Result<Option<Identity>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if serde_json::from_slice::<Format>(&text).is_ok_and(|format| format.schema > SCHEMA) {
+    if serde_json::from_slice::<IdentitySchema>(&text).is_ok_and(|format| format.schema > SCHEMA) {
         return Err(Error::new(Kind::Io, format!("{path} was written by a newer nestlab"))
             .hint("use that version for this lab; `nestlab status` shows it all the same"));
     }
     serde_json::from_slice(&text).map(Some).map_err(|error| {
         Error::new(Kind::Io, format!("{path} cannot be read"))
-            .because(error)
+            .with_source(error)
             .hint(format!("if the lab was made on this machine, remove it: rm {path}"))
     })
 }
@@ -258,11 +258,13 @@ fn was_started(reading: &Reading, guest: &str) -> bool {
     for record in &reading.records {
         match &record.entry {
             // Most steps of a guest start it, or may.
-            Entry::Intent { step, .. } if is_its(step) => (started, in_a_step) = (true, true),
-            Entry::Outcome { step, .. } if is_its(step) => in_a_step = false,
-            Entry::Ready { guest: of, .. } if of == guest => started = true,
+            JournalEntry::Intent { step, .. } if is_its(step) => {
+                (started, in_a_step) = (true, true)
+            }
+            JournalEntry::Outcome { step, .. } if is_its(step) => in_a_step = false,
+            JournalEntry::Ready { guest: of, .. } if of == guest => started = true,
             // A step that stops a guest starts it again.
-            Entry::Stopped { guest: of } if of == guest => started &= in_a_step,
+            JournalEntry::Stopped { guest: of } if of == guest => started &= in_a_step,
             _ => {}
         }
     }
@@ -290,8 +292,8 @@ mod tests {
     use crate::hypervisor::HypervisorKind;
     use crate::lab::Labs;
 
-    fn place(machine: Option<&str>, boot: &str, namespace: u64) -> Place {
-        Place {
+    fn place(machine: Option<&str>, boot: &str, namespace: u64) -> LabPlace {
+        LabPlace {
             machine: machine.map(str::to_owned),
             boot: Some(boot.to_owned()),
             pid_namespace: Some(namespace),
@@ -304,7 +306,7 @@ mod tests {
     #[test]
     fn guests_are_out_of_sight_on_another_machine_and_in_another_namespace() {
         let then = place(Some("a"), "boot 1", 1);
-        let hidden = |now: &Place, shared| then.hidden_from(now, shared).is_some();
+        let hidden = |now: &LabPlace, shared| then.hidden_from(now, shared).is_some();
         for (now, expected) in [
             (place(Some("a"), "boot 1", 1), false),
             (place(Some("a"), "boot 1", 2), true),
@@ -329,7 +331,7 @@ mod tests {
             assert!(then.hidden_from(&rebooted, false).is_none());
             assert!(then.hidden_from(&rebooted, true).is_some());
         }
-        let nothing_known = Place { boot: None, pid_namespace: None, ..place(None, "", 0) };
+        let nothing_known = LabPlace { boot: None, pid_namespace: None, ..place(None, "", 0) };
         assert!(nothing_known.hidden_from(&nothing_known, true).is_some());
     }
 
@@ -349,7 +351,7 @@ mod tests {
         }
 
         /// Records `entries`.
-        fn write(&self, entries: Vec<Entry>) {
+        fn write(&self, entries: Vec<JournalEntry>) {
             let journal = self.lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("one");
             for entry in entries {
@@ -370,16 +372,16 @@ mod tests {
             self.lab.lock(["test"]).expect_err("is refused")
         }
 
-        fn place(&self) -> Place {
+        fn place(&self) -> LabPlace {
             read_identity(&self.lab).expect("reads").expect("is there").place
         }
 
-        fn here(&self) -> Place {
-            Place::here(self.lab.directory()).expect("is there")
+        fn here(&self) -> LabPlace {
+            LabPlace::here(self.lab.directory()).expect("is there")
         }
     }
 
-    fn made(directory: Utf8PathBuf) -> Entry {
+    fn made(directory: Utf8PathBuf) -> JournalEntry {
         let resource = Resource::Vm {
             host: "L0".into(),
             guest: "l1".into(),
@@ -387,20 +389,20 @@ mod tests {
             vm: "nestlab-demo-l1".into(),
             directory,
         };
-        Entry::Creating { step: None, resource }
+        JournalEntry::Creating { step: None, resource }
     }
 
-    fn started() -> Entry {
-        Entry::Intent { step: "l1/start".into(), title: String::new(), why: String::new() }
+    fn started() -> JournalEntry {
+        JournalEntry::Intent { step: "l1/start".into(), title: String::new(), why: String::new() }
     }
 
-    fn stopped() -> Entry {
-        Entry::Stopped { guest: "l1".into() }
+    fn stopped() -> JournalEntry {
+        JournalEntry::Stopped { guest: "l1".into() }
     }
 
-    fn done() -> Entry {
+    fn done() -> JournalEntry {
         let outcome = crate::lab::Outcome::Done;
-        Entry::Outcome { step: "l1/start".into(), outcome, millis: 1 }
+        JournalEntry::Outcome { step: "l1/start".into(), outcome, millis: 1 }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::lock::LabLock;
 use super::private;
-use super::record::{Entry, Record, SCHEMA};
+use super::record::{JournalEntry, Record, SCHEMA};
 use super::resources::{self, Resource};
 use crate::error::{Error, Kind, Result};
 use crate::faults;
@@ -35,26 +35,28 @@ pub struct Reading {
 }
 
 /// What a whole line is.
-enum Line {
+enum JournalLine {
     Record(Record),
     /// It has a format's number and is more than this nestlab understands.
     Newer(Option<Record>),
     Damaged,
 }
 
-impl Line {
+impl JournalLine {
     fn of(line: &[u8]) -> Self {
         // The format's number is read for itself: what else stands in a newer line is anything.
         #[derive(serde::Deserialize)]
-        struct Format {
+        struct JournalSchema {
             schema: u32,
         }
-        let Ok(Format { schema }) = serde_json::from_slice(line) else { return Line::Damaged };
+        let Ok(JournalSchema { schema }) = serde_json::from_slice(line) else {
+            return JournalLine::Damaged;
+        };
         match serde_json::from_slice::<Record>(line) {
-            Ok(record) if schema <= SCHEMA && record.entry != Entry::Unknown => {
-                Line::Record(record)
+            Ok(record) if schema <= SCHEMA && record.entry != JournalEntry::Unknown => {
+                JournalLine::Record(record)
             }
-            newer => Line::Newer(newer.ok()),
+            newer => JournalLine::Newer(newer.ok()),
         }
     }
 }
@@ -66,13 +68,13 @@ impl Reading {
         let lines = bytes.split_inclusive(|byte| *byte == b'\n');
         for (number, line) in (1..).zip(lines.filter(|line| line.ends_with(b"\n"))) {
             reading.whole += line.len() as u64;
-            match Line::of(line) {
-                Line::Record(record) => reading.records.push(record),
-                Line::Newer(record) => {
+            match JournalLine::of(line) {
+                JournalLine::Record(record) => reading.records.push(record),
+                JournalLine::Newer(record) => {
                     reading.newer.push(number);
                     reading.records.extend(record);
                 }
-                Line::Damaged => reading.damaged.push(number),
+                JournalLine::Damaged => reading.damaged.push(number),
             }
         }
         reading
@@ -84,7 +86,7 @@ impl Reading {
             .records
             .iter()
             .filter_map(|record| match &record.entry {
-                Entry::Examined { damaged } => Some(damaged),
+                JournalEntry::Examined { damaged } => Some(damaged),
                 _ => None,
             })
             .flatten()
@@ -163,18 +165,18 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Shared {
-    /// Held while the disk is written.
-    writer: Mutex<Writer>,
+    /// LockFile while the disk is written.
+    writer: Mutex<JournalFile>,
     /// Damaged lines that nobody has made up for yet; held for an instant only.
     unexamined: Mutex<Vec<usize>>,
-    /// Held for an instant only.
+    /// LockFile for an instant only.
     records: Mutex<Vec<Record>>,
     /// What is to be written ahead of the next record; held for an instant only.
-    notes: Mutex<Vec<(Timestamp, Entry)>>,
+    notes: Mutex<Vec<(Timestamp, JournalEntry)>>,
 }
 
 #[derive(Debug)]
-struct Writer {
+struct JournalFile {
     file: File,
     path: Utf8PathBuf,
     /// How many bytes of the file are whole lines.
@@ -199,7 +201,7 @@ impl Journal {
         reading.check_writable(&path)?;
         let run = reading.records.iter().map(|record| record.run).max().unwrap_or(0);
         let torn = reading.whole < bytes.len() as u64;
-        let writer = Writer { file, path, whole: reading.whole, torn, run };
+        let writer = JournalFile { file, path, whole: reading.whole, torn, run };
         let shared = Shared {
             unexamined: Mutex::new(reading.unexamined()),
             writer: Mutex::new(writer),
@@ -235,7 +237,7 @@ impl Journal {
         if damaged.is_empty() {
             return Ok(());
         }
-        self.append(Entry::Examined { damaged }).await?;
+        self.append(JournalEntry::Examined { damaged }).await?;
         locked(&self.shared.unexamined).clear();
         Ok(())
     }
@@ -245,7 +247,7 @@ impl Journal {
     /// # Errors
     /// [`Kind::Io`], with a hint when the disk is full. What was written in part is cut off before
     /// the next write.
-    pub async fn append(&self, entry: Entry) -> Result<()> {
+    pub async fn append(&self, entry: JournalEntry) -> Result<()> {
         self.on_its_own_thread(|shared| shared.append(&mut locked(&shared.writer), entry)).await
     }
 
@@ -256,13 +258,13 @@ impl Journal {
             if resources::remaining(&locked(&shared.records)).contains(&resource) {
                 return Ok(());
             }
-            shared.append(&mut writer, Entry::Creating { step, resource })
+            shared.append(&mut writer, JournalEntry::Creating { step, resource })
         })
         .await
     }
 
     /// Keeps `entry` in mind, and writes it ahead of the next record. For what may be lost in a crash.
-    pub fn note(&self, entry: Entry) {
+    pub fn note(&self, entry: JournalEntry) {
         locked(&self.shared.notes).push((Timestamp::now(), entry));
     }
 
@@ -284,13 +286,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn append(&self, writer: &mut Writer, entry: Entry) -> Result<()> {
+    fn append(&self, writer: &mut JournalFile, entry: JournalEntry) -> Result<()> {
         let mut entries = std::mem::take(&mut *locked(&self.notes));
         entries.push((Timestamp::now(), entry));
         let mut records = Vec::with_capacity(entries.len());
         let mut lines = Vec::new();
         for (at, entry) in entries {
-            if matches!(entry, Entry::RunStarted { .. }) {
+            if matches!(entry, JournalEntry::RunStarted { .. }) {
                 writer.run += 1;
             }
             let record = Record { schema: SCHEMA, at, run: writer.run, entry };
@@ -305,7 +307,7 @@ impl Shared {
     }
 }
 
-impl Writer {
+impl JournalFile {
     fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
         faults::point("the start of a write")?;
         if self.torn {
@@ -322,7 +324,7 @@ impl Writer {
     fn failed(&self, error: std::io::Error) -> Error {
         let full = error.kind() == std::io::ErrorKind::StorageFull;
         let told = Error::new(Kind::Io, format!("the journal {} cannot be written", self.path))
-            .because(error);
+            .with_source(error);
         if full { told.hint("make room on this disk, then run the command again") } else { told }
     }
 }
@@ -334,19 +336,19 @@ mod tests {
     use super::*;
     use crate::lab::record::Outcome;
 
-    fn entry(number: usize) -> Entry {
+    fn entry(number: usize) -> JournalEntry {
         match number % 3 {
-            0 => Entry::Intent {
+            0 => JournalEntry::Intent {
                 step: format!("l1/{number}"),
                 title: "start \"l1\"\n".into(),
                 why: "not there".into(),
             },
-            1 => Entry::Outcome {
+            1 => JournalEntry::Outcome {
                 step: format!("l1/{}", number - 1),
                 outcome: Outcome::Interrupted,
                 millis: 7,
             },
-            _ => Entry::Creating {
+            _ => JournalEntry::Creating {
                 step: None,
                 resource: Resource::Directory {
                     host: "L0".into(),
@@ -368,7 +370,7 @@ mod tests {
         writing.write("journal.jsonl", bytes).expect("writes");
     }
 
-    fn append(journal: &Journal, entry: Entry) {
+    fn append(journal: &Journal, entry: JournalEntry) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(journal.append(entry)).expect("appends");
     }
@@ -455,11 +457,11 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let lab = lab(&scratch);
         let journal = lab.lock(["test"]).and_then(|lock| lock.journal()).expect("opens");
-        let note = Entry::Stopped { guest: "l1".into() };
+        let note = JournalEntry::Stopped { guest: "l1".into() };
         journal.note(note.clone());
         assert!(lab.read_journal().expect("reads").records.is_empty());
         append(&journal, entry(0));
-        let entries: Vec<Entry> = lab
+        let entries: Vec<JournalEntry> = lab
             .read_journal()
             .expect("reads")
             .records
@@ -474,7 +476,7 @@ mod tests {
     fn runs_are_counted_across_openings() {
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let lab = lab(&scratch);
-        let start = || Entry::RunStarted {
+        let start = || JournalEntry::RunStarted {
             command: vec!["up".into()],
             version: "0".into(),
             pid: 1,

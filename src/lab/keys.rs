@@ -69,7 +69,7 @@ impl LabKeys {
         }
         private::check_secret(&path)?;
         let private = PrivateKey::read_openssh_file(path.as_std_path()).map_err(|error| {
-            Error::new(Kind::Io, format!("{path} is not a private SSH key")).because(error).hint(
+            Error::new(Kind::Io, format!("{path} is not a private SSH key")).with_source(error).hint(
                 "destroy the lab and build it again: its guests cannot be reached without the key",
             )
         })?;

@@ -6,23 +6,23 @@ use camino::Utf8PathBuf;
 use super::directory::{Lab, Labs, VM_PREFIX};
 use super::record::Outcome;
 use super::resources::Resource;
-use super::status::Run;
+use super::status::RunRecord;
 use crate::error::Result;
 use crate::hypervisor::{FoundVm, spec};
 use crate::recipe::LabName;
 
 /// A lab whose last run did not end well, and at which nobody is at work.
 #[derive(Debug, Clone)]
-pub struct Unfinished {
+pub struct UnfinishedLab {
     /// The lab.
     pub lab: Lab,
     /// Its last run; none, if nestlab was ended before it began one.
-    pub run: Option<Run>,
+    pub run: Option<RunRecord>,
     /// What exists because of it.
     pub resources: Vec<Resource>,
 }
 
-impl Unfinished {
+impl UnfinishedLab {
     /// Returns in words how its last run ended.
     pub fn how(&self) -> String {
         let Some(run) = &self.run else { return "nothing was begun".to_owned() };
@@ -39,7 +39,7 @@ impl Unfinished {
 
 /// Returns the labs whose last run did not end well, and at which nobody is at work. They are no litter:
 /// `nestlab up` finishes such a lab.
-pub fn unfinished(labs: &Labs) -> Result<Vec<Unfinished>> {
+pub fn unfinished(labs: &Labs) -> Result<Vec<UnfinishedLab>> {
     let mut found = Vec::new();
     for name in labs.list()? {
         let lab = labs.open(&name)?;
@@ -51,14 +51,14 @@ pub fn unfinished(labs: &Labs) -> Result<Vec<Unfinished>> {
         if matches!(well, Some((_, Outcome::Done))) {
             continue;
         }
-        found.push(Unfinished { resources: lab.resources()?, run, lab });
+        found.push(UnfinishedLab { resources: lab.resources()?, run, lab });
     }
     Ok(found)
 }
 
 /// A VM that a lab of this state directory made, which is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stray {
+pub struct StrayVm {
     /// The lab.
     pub lab: LabName,
     /// The VM.
@@ -67,22 +67,22 @@ pub struct Stray {
 
 /// The VMs of a host that look like a lab's and belong to none that there is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Strays {
+pub struct StrayVms {
     /// Those that this state directory made beyond doubt: their files lie, or lay, in it.
-    pub ours: Vec<Stray>,
+    pub ours: Vec<StrayVm>,
     /// The names of the others: another state directory's, another user's, or nobody's.
     pub others: Vec<String>,
 }
 
 /// Returns what of `vms`, the VMs on this machine, belongs to no lab that there is. What lies in a lab's
 /// directory is that lab's, whether or not its journal names it.
-pub fn strays(labs: &Labs, vms: impl IntoIterator<Item = FoundVm>) -> Result<Strays> {
+pub fn strays(labs: &Labs, vms: impl IntoIterator<Item = FoundVm>) -> Result<StrayVms> {
     let known = labs.list()?;
-    let mut strays = Strays::default();
+    let mut strays = StrayVms::default();
     for vm in vms {
         match maker(labs, &vm) {
             Some(lab) if known.contains(&lab) => {}
-            Some(lab) => strays.ours.push(Stray { lab, vm }),
+            Some(lab) => strays.ours.push(StrayVm { lab, vm }),
             None if vm.name.starts_with(VM_PREFIX) => strays.others.push(vm.name),
             None => {}
         }
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
     use crate::hypervisor::HypervisorKind;
-    use crate::lab::{Entry, Journal};
+    use crate::lab::{Journal, JournalEntry};
     use crate::recipe::LabName;
 
     struct Bench {
@@ -143,14 +143,14 @@ mod tests {
                 vm: lab.vm_name("l1"),
                 directory: lab.guest_directory("l1"),
             };
-            let started = Entry::RunStarted {
+            let started = JournalEntry::RunStarted {
                 command: vec!["nestlab".into(), "up".into()],
                 version: "0".into(),
                 pid: 1,
                 steps: 1,
             };
-            let creating = Entry::Creating { step: None, resource: vm };
-            let ended = ended.map(|outcome| Entry::RunEnded { outcome });
+            let creating = JournalEntry::Creating { step: None, resource: vm };
+            let ended = ended.map(|outcome| JournalEntry::RunEnded { outcome });
             for entry in [started, creating].into_iter().chain(ended) {
                 journal.append(entry).await.expect("writes");
             }

@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Who holds a lab's lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub struct LockHolder {
     /// The process.
     pub pid: u32,
     /// Since when.
@@ -34,14 +34,14 @@ pub struct Holder {
 #[derive(Debug, Clone)]
 pub struct LabLock {
     lab: Lab,
-    _held: Arc<Held>,
+    _held: Arc<LockFile>,
 }
 
 /// The locked file.
 #[derive(Debug)]
-struct Held(File);
+struct LockFile(File);
 
-impl Drop for Held {
+impl Drop for LockFile {
     /// Unlocks, since to close is not enough: a program that is being started has, for an instant
     /// before it is replaced, a copy of every open file.
     fn drop(&mut self) {
@@ -100,7 +100,9 @@ fn take_watched(lab: &Lab, command: Vec<String>, mut opened: impl FnMut()) -> Re
                 return Err(busy(lab, holder));
             }
             Err(TryLockError::Error(error)) => {
-                return Err(Error::new(Kind::Io, format!("{path} cannot be locked")).because(error));
+                return Err(
+                    Error::new(Kind::Io, format!("{path} cannot be locked")).with_source(error)
+                );
             }
         }
         // The lab may have been destroyed between opening and locking: then the file that is locked
@@ -114,22 +116,22 @@ fn take_watched(lab: &Lab, command: Vec<String>, mut opened: impl FnMut()) -> Re
             }
             continue;
         }
-        let mut held = Held(file);
+        let mut held = LockFile(file);
         identity::admit(lab)?;
-        let holder = Holder { pid: std::process::id(), since: Timestamp::now(), command };
+        let holder = LockHolder { pid: std::process::id(), since: Timestamp::now(), command };
         write_holder(&mut held.0, &holder)?;
         return Ok(LabLock { lab: lab.clone(), _held: Arc::new(held) });
     }
 }
 
 /// Returns who holds the lock in `directory`, if anybody does.
-pub(super) fn holder(directory: &Utf8Path) -> Result<Option<Holder>> {
+pub(super) fn holder(directory: &Utf8Path) -> Result<Option<LockHolder>> {
     let path = directory.join("lock");
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(Error::new(Kind::Io, format!("{path} cannot be opened")).because(error));
+            return Err(Error::new(Kind::Io, format!("{path} cannot be opened")).with_source(error));
         }
     };
     match file.try_lock_shared() {
@@ -156,7 +158,9 @@ fn open(path: &Utf8Path) -> Result<File> {
         .write(true)
         .mode(private::FILE_MODE)
         .open(path)
-        .map_err(|error| Error::new(Kind::Io, format!("{path} cannot be opened")).because(error))
+        .map_err(|error| {
+            Error::new(Kind::Io, format!("{path} cannot be opened")).with_source(error)
+        })
 }
 
 fn is_at(file: &File, path: &Utf8Path) -> Result<bool> {
@@ -174,7 +178,7 @@ fn is_alive(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-fn write_holder(file: &mut File, holder: &Holder) -> Result<()> {
+fn write_holder(file: &mut File, holder: &LockHolder) -> Result<()> {
     let text = serde_json::to_vec(holder).expect("a holder is plain data");
     file.rewind()?;
     file.set_len(0)?;
@@ -182,14 +186,14 @@ fn write_holder(file: &mut File, holder: &Holder) -> Result<()> {
 }
 
 /// What the holder wrote about itself; nothing, in the instant before it has.
-fn read_holder(file: &mut File) -> Option<Holder> {
+fn read_holder(file: &mut File) -> Option<LockHolder> {
     let mut text = String::new();
     file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-fn busy(lab: &Lab, holder: Option<Holder>) -> Error {
+fn busy(lab: &Lab, holder: Option<LockHolder>) -> Error {
     let name = lab.name();
     let Some(holder) = holder else {
         return Error::new(Kind::Busy, format!("another nestlab works on the lab {name}"));
@@ -253,7 +257,7 @@ mod tests {
         child.wait().expect("waits");
         for (pid, taken) in [(child.id(), true), (std::process::id(), false)] {
             let mut file = open(&path).expect("opens");
-            let holder = Holder { pid, since: Timestamp::now(), command: vec!["gone".into()] };
+            let holder = LockHolder { pid, since: Timestamp::now(), command: vec!["gone".into()] };
             write_holder(&mut file, &holder).expect("writes");
             file.lock().expect("is free");
             let mut tries = 0;

@@ -9,7 +9,7 @@
 //! | [`identity`] | which machine a lab is of, and which folder is its own |
 //! | [`filesystem`] | which file systems other machines may have, too |
 //! | [`keys`], [`known_hosts`] | the lab's SSH keys, and their public halves for the user's own ssh |
-//! | [`record`], [`journal`], [`ledger`] | what was intended, done and made |
+//! | [`record`], [`journal`], [`journal_writer`] | what was intended, done and made |
 //! | [`resources`] | what exists because of this lab, from the journal |
 //! | [`reservations`] | names and ports that no other lab may take |
 //! | [`status`] | the last known state, from the journal |
@@ -23,9 +23,9 @@ pub mod directory;
 mod filesystem;
 mod identity;
 pub mod journal;
+pub mod journal_writer;
 pub mod keys;
 pub mod known_hosts;
-pub mod ledger;
 pub mod leftovers;
 pub mod lock;
 pub mod numbered;
@@ -37,11 +37,11 @@ pub mod status;
 
 pub use directory::{Lab, Labs};
 pub use journal::Journal;
+pub use journal_writer::JournalWriter;
 pub use keys::{KeyPair, LabKeys};
 pub use known_hosts::KnownHosts;
-pub use ledger::Ledger;
-pub use lock::{Holder, LabLock};
-pub use record::{DiskImage, Entry, Outcome, Record};
+pub use lock::{LabLock, LockHolder};
+pub use record::{DiskImage, JournalEntry, Outcome, Record};
 pub use reservations::{Claim, Reservations};
 pub use resources::Resource;
-pub use status::{Aside, RECOVERED, Status, StepState};
+pub use status::{Aside, LabState, RECOVERED, StepState};

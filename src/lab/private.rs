@@ -27,7 +27,9 @@ pub fn make_directory(path: &Utf8Path) -> Result<()> {
     match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => check_directory(path),
-        Err(error) => Err(Error::new(Kind::Io, format!("{path} cannot be made")).because(error)),
+        Err(error) => {
+            Err(Error::new(Kind::Io, format!("{path} cannot be made")).with_source(error))
+        }
     }
 }
 
@@ -125,7 +127,7 @@ impl Writing {
 
     fn with_lock_of(directory: &Utf8Path, shared: bool) -> Result<Self> {
         let failed = |error: std::io::Error| {
-            Error::new(Kind::Io, format!("{directory} cannot be locked")).because(error)
+            Error::new(Kind::Io, format!("{directory} cannot be locked")).with_source(error)
         };
         let lock = if shared {
             // NFS locks for writing only what is open for writing.
@@ -157,7 +159,7 @@ impl Writing {
         let path = self.directory.join(name);
         let unfinished = self.directory.join(format!("{UNFINISHED}{name}"));
         let failed = |error: std::io::Error| {
-            Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
+            Error::new(Kind::Io, format!("{path} cannot be written")).with_source(error)
         };
         let write = || {
             let mut options = fs::OpenOptions::new();
@@ -189,8 +191,9 @@ impl Drop for Writing {
 pub fn open_append(path: &Utf8Path) -> Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.create(true).append(true).read(true).mode(FILE_MODE);
-    let file = faults::create(&options, path)
-        .map_err(|error| Error::new(Kind::Io, format!("{path} cannot be opened")).because(error))?;
+    let file = faults::create(&options, path).map_err(|error| {
+        Error::new(Kind::Io, format!("{path} cannot be opened")).with_source(error)
+    })?;
     let directory = path.parent().expect("a file of the state directory has a parent");
     sync_directory(directory)?;
     Ok(file)
@@ -199,7 +202,7 @@ pub fn open_append(path: &Utf8Path) -> Result<fs::File> {
 /// Makes the entries of `directory` durable.
 pub fn sync_directory(directory: &Utf8Path) -> Result<()> {
     faults::sync_directory(directory).map_err(|error| {
-        Error::new(Kind::Io, format!("{directory} cannot be made durable")).because(error)
+        Error::new(Kind::Io, format!("{directory} cannot be made durable")).with_source(error)
     })
 }
 

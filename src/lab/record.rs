@@ -28,14 +28,14 @@ pub struct Record {
     pub run: u64,
     /// What happened.
     #[serde(flatten)]
-    pub entry: Entry,
+    pub entry: JournalEntry,
 }
 
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Entry {
+pub enum JournalEntry {
     /// A run begins.
     RunStarted {
         /// The argument vector that nestlab was called with.

@@ -119,7 +119,7 @@ impl Reservations {
                 }
             }
             Err(Error::new(Kind::HostCannot, format!("no free port was found for {purpose}"))
-                .on(host))
+                .on_host(host))
         })
     }
 
@@ -172,7 +172,7 @@ impl Reservations {
             Err(error) => return Err(error.into()),
         };
         let all: BTreeSet<Reserved> = serde_json::from_slice(&text).map_err(|error| {
-            Error::new(Kind::Io, format!("{} cannot be read", self.path())).because(error).hint(
+            Error::new(Kind::Io, format!("{} cannot be read", self.path())).with_source(error).hint(
                 "it is nestlab's own: with no lab being built it can be removed and is made again",
             )
         })?;

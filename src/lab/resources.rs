@@ -6,7 +6,7 @@ use std::fmt;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use super::record::{Entry, Record};
+use super::record::{JournalEntry, Record};
 use crate::hypervisor::HypervisorKind;
 
 /// A thing that exists, or may exist, because of a lab. Hosts are named as in messages: `L0`, or the
@@ -77,10 +77,10 @@ pub fn remaining(records: &[Record]) -> Vec<Resource> {
     let mut made: Vec<Resource> = Vec::new();
     for record in records {
         match &record.entry {
-            Entry::Creating { resource, .. } if !made.contains(resource) => {
+            JournalEntry::Creating { resource, .. } if !made.contains(resource) => {
                 made.push(resource.clone());
             }
-            Entry::Removed { resource } | Entry::Left { resource } => {
+            JournalEntry::Removed { resource } | JournalEntry::Left { resource } => {
                 made.retain(|known| known != resource);
             }
             _ => {}
@@ -109,7 +109,7 @@ pub fn adopted(records: &[Record]) -> Vec<Adopted> {
     let mut adopted: Vec<Adopted> = Vec::new();
     for record in records {
         match &record.entry {
-            Entry::Former { host, hypervisor, vm, settings } => {
+            JournalEntry::Former { host, hypervisor, vm, settings } => {
                 let known = adopted.iter_mut().find(|known| known.host == *host && known.vm == *vm);
                 match known {
                     Some(known) => known.settings.push(settings.clone()),
@@ -121,7 +121,7 @@ pub fn adopted(records: &[Record]) -> Vec<Adopted> {
                     }),
                 }
             }
-            Entry::Restored { host, vm } => {
+            JournalEntry::Restored { host, vm } => {
                 adopted.retain(|known| known.host != *host || known.vm != *vm);
             }
             _ => {}
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::lab::record::SCHEMA;
 
-    fn records(entries: Vec<Entry>) -> Vec<Record> {
+    fn records(entries: Vec<JournalEntry>) -> Vec<Record> {
         let at = jiff::Timestamp::UNIX_EPOCH;
         entries.into_iter().map(|entry| Record { schema: SCHEMA, at, run: 1, entry }).collect()
     }
@@ -144,8 +144,8 @@ mod tests {
         Resource::Directory { host: "L0".into(), path: name.into() }
     }
 
-    fn creating(name: &str) -> Entry {
-        Entry::Creating { step: None, resource: folder(name) }
+    fn creating(name: &str) -> JournalEntry {
+        JournalEntry::Creating { step: None, resource: folder(name) }
     }
 
     #[test]
@@ -155,27 +155,30 @@ mod tests {
             creating("b"),
             creating("a"),
             creating("c"),
-            Entry::Removed { resource: folder("b") },
+            JournalEntry::Removed { resource: folder("b") },
         ]);
         assert_eq!(remaining(&records), [folder("c"), folder("a")]);
     }
 
     #[test]
     fn a_thing_made_again_after_its_removal_remains() {
-        let records =
-            records(vec![creating("a"), Entry::Removed { resource: folder("a") }, creating("a")]);
+        let records = records(vec![
+            creating("a"),
+            JournalEntry::Removed { resource: folder("a") },
+            creating("a"),
+        ]);
         assert_eq!(remaining(&records), [folder("a")]);
     }
 
     #[test]
     fn what_was_overwritten_of_an_adopted_vm_is_kept_in_order_until_it_is_restored() {
-        let former = |cpus: u32| Entry::Former {
+        let former = |cpus: u32| JournalEntry::Former {
             host: "L0".into(),
             hypervisor: HypervisorKind::VirtualBox,
             vm: "Whonix".into(),
             settings: serde_json::json!({ "cpus": cpus }),
         };
-        let restored = Entry::Restored { host: "L0".into(), vm: "Whonix".into() };
+        let restored = JournalEntry::Restored { host: "L0".into(), vm: "Whonix".into() };
         let found = adopted(&records(vec![former(3), former(1)]));
         assert_eq!(found.len(), 1);
         let cpus: Vec<_> = found[0].settings.iter().map(|former| former["cpus"].clone()).collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use camino::Utf8PathBuf;
 use jiff::Timestamp;
 
-use super::record::{DiskImage, Entry, Outcome, Record};
+use super::record::{DiskImage, JournalEntry, Outcome, Record};
 use super::resources::Resource;
 use crate::event::Failure;
 
@@ -15,13 +15,13 @@ pub const RECOVERED: &str = "recover";
 
 /// The last known state of a lab.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Status {
+pub struct LabState {
     /// The last run.
-    pub run: Option<Run>,
+    pub run: Option<RunRecord>,
     /// The steps, by id.
     pub steps: BTreeMap<String, StepStatus>,
     /// The guests that gave evidence of being up, and were not stopped since.
-    pub ready: BTreeMap<String, Ready>,
+    pub ready: BTreeMap<String, ReadyRecord>,
     /// The VMs that were once defined whole: from then on their disks are their guests', whatever becomes of
     /// the definition.
     pub used: Vec<Resource>,
@@ -46,7 +46,7 @@ pub struct Aside {
 
 /// A run of nestlab.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Run {
+pub struct RunRecord {
     /// Its number, from 1.
     pub number: u64,
     /// The argument vector.
@@ -85,7 +85,7 @@ pub enum StepState {
 
 /// The evidence that a guest is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ready {
+pub struct ReadyRecord {
     /// Since when.
     pub since: Timestamp,
     /// The evidence.
@@ -94,10 +94,10 @@ pub struct Ready {
     pub address: Option<String>,
 }
 
-impl Status {
+impl LabState {
     /// Returns the state that these records, oldest first, lead to.
     pub fn from_records(records: &[Record]) -> Self {
-        let mut status = Status::default();
+        let mut status = LabState::default();
         for record in records {
             status.take(record);
         }
@@ -107,18 +107,18 @@ impl Status {
     fn take(&mut self, record: &Record) {
         let at = record.at;
         match &record.entry {
-            Entry::RunStarted { command, .. } => {
+            JournalEntry::RunStarted { command, .. } => {
                 let (number, command) = (record.run, command.clone());
-                self.run = Some(Run { number, command, started: at, ended: None });
+                self.run = Some(RunRecord { number, command, started: at, ended: None });
             }
-            Entry::RunEnded { outcome } => {
+            JournalEntry::RunEnded { outcome } => {
                 if let Some(run) = &mut self.run {
                     run.ended = Some((at, outcome.clone()));
                 }
             }
-            Entry::Intent { step, .. } => self.set(record, step, StepState::Begun),
-            Entry::Satisfied { step } => self.set(record, step, StepState::Good),
-            Entry::Outcome { step, outcome, .. } => {
+            JournalEntry::Intent { step, .. } => self.set(record, step, StepState::Begun),
+            JournalEntry::Satisfied { step } => self.set(record, step, StepState::Good),
+            JournalEntry::Outcome { step, outcome, .. } => {
                 let state = match outcome.clone() {
                     Outcome::Done => StepState::Good,
                     Outcome::Failed { failure } => StepState::Failed(failure),
@@ -127,16 +127,16 @@ impl Status {
                 };
                 self.set(record, step, state);
             }
-            Entry::Ready { guest, evidence, address } => {
+            JournalEntry::Ready { guest, evidence, address } => {
                 let (evidence, address) = (evidence.clone(), address.clone());
-                self.ready.insert(guest.clone(), Ready { since: at, evidence, address });
+                self.ready.insert(guest.clone(), ReadyRecord { since: at, evidence, address });
                 self.use_vm_of(guest);
             }
-            Entry::Stopped { guest } => {
+            JournalEntry::Stopped { guest } => {
                 self.ready.remove(guest);
                 self.use_vm_of(guest);
             }
-            Entry::Creating { step, resource } => {
+            JournalEntry::Creating { step, resource } => {
                 if let Some(guest) = resource.carries() {
                     self.made.insert(guest.to_owned(), resource.clone());
                     // What was damaged may have said that it was defined.
@@ -145,27 +145,27 @@ impl Status {
                     }
                 }
             }
-            Entry::Removed { resource } => self.forget(resource),
-            Entry::MadeFrom { guest, image } => {
+            JournalEntry::Removed { resource } => self.forget(resource),
+            JournalEntry::MadeFrom { guest, image } => {
                 self.images.insert(guest.clone(), image.clone());
             }
-            Entry::Replacing { guest, kept } => {
+            JournalEntry::Replacing { guest, kept } => {
                 let (guest, kept) = (guest.clone(), kept.clone());
                 self.aside.retain(|aside| aside.kept != kept);
                 self.aside.push(Aside { guest, kept, moved: false });
             }
-            Entry::Replaced { guest } => {
+            JournalEntry::Replaced { guest } => {
                 let its = self.aside.iter_mut().filter(|aside| aside.guest == *guest);
                 its.for_each(|aside| aside.moved = true);
                 self.begin_anew(guest);
             }
-            Entry::Left { .. }
-            | Entry::Former { .. }
-            | Entry::Restored { .. }
-            | Entry::Blueprint { .. }
-            | Entry::Examined { .. }
-            | Entry::Notice { .. }
-            | Entry::Unknown => {}
+            JournalEntry::Left { .. }
+            | JournalEntry::Former { .. }
+            | JournalEntry::Restored { .. }
+            | JournalEntry::Blueprint { .. }
+            | JournalEntry::Examined { .. }
+            | JournalEntry::Notice { .. }
+            | JournalEntry::Unknown => {}
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
     use crate::lab::record::SCHEMA;
 
-    fn status(entries: Vec<Entry>) -> Status {
+    fn status(entries: Vec<JournalEntry>) -> LabState {
         let records: Vec<Record> = entries
             .into_iter()
             .enumerate()
@@ -250,15 +250,15 @@ mod tests {
                 Record { schema: SCHEMA, at, run: 1, entry }
             })
             .collect();
-        Status::from_records(&records)
+        LabState::from_records(&records)
     }
 
-    fn intent(step: &str) -> Entry {
-        Entry::Intent { step: step.into(), title: String::new(), why: String::new() }
+    fn intent(step: &str) -> JournalEntry {
+        JournalEntry::Intent { step: step.into(), title: String::new(), why: String::new() }
     }
 
-    fn outcome(step: &str, outcome: Outcome) -> Entry {
-        Entry::Outcome { step: step.into(), outcome, millis: 1 }
+    fn outcome(step: &str, outcome: Outcome) -> JournalEntry {
+        JournalEntry::Outcome { step: step.into(), outcome, millis: 1 }
     }
 
     #[test]
@@ -278,7 +278,7 @@ mod tests {
         let status = status(vec![
             intent("l1/start"),
             outcome("l1/start", Outcome::Interrupted),
-            Entry::Satisfied { step: "l1/start".into() },
+            JournalEntry::Satisfied { step: "l1/start".into() },
         ]);
         assert!(status.troubled().is_empty());
     }
@@ -293,8 +293,8 @@ mod tests {
         }
     }
 
-    fn creating(resource: Resource) -> Entry {
-        Entry::Creating { step: None, resource }
+    fn creating(resource: Resource) -> JournalEntry {
+        JournalEntry::Creating { step: None, resource }
     }
 
     #[test]
@@ -306,13 +306,13 @@ mod tests {
         assert!(status(used.clone()).is_used(&vm("l1")));
         let changed = [used.clone(), vec![intent("l1/define")]].concat();
         assert!(status(changed).is_used(&vm("l1")), "a later change was interrupted");
-        let removed = [used, vec![Entry::Removed { resource: vm("l1") }]].concat();
+        let removed = [used, vec![JournalEntry::Removed { resource: vm("l1") }]].concat();
         assert!(!status(removed.clone()).is_used(&vm("l1")));
         let again = [removed, vec![creating(vm("l1"))]].concat();
         assert!(!status(again).is_used(&vm("l1")));
-        let found = vec![creating(vm("l1")), Entry::Satisfied { step: "l1/define".into() }];
+        let found = vec![creating(vm("l1")), JournalEntry::Satisfied { step: "l1/define".into() }];
         assert!(status(found).is_used(&vm("l1")), "killed before the outcome was written");
-        let started = vec![creating(vm("l1")), Entry::Stopped { guest: "l1".into() }];
+        let started = vec![creating(vm("l1")), JournalEntry::Stopped { guest: "l1".into() }];
         assert!(status(started).is_used(&vm("l1")));
     }
 
@@ -326,33 +326,33 @@ mod tests {
         };
         let moving = vec![
             creating(vm("l1")),
-            Entry::MadeFrom { guest: "l1".into(), image },
+            JournalEntry::MadeFrom { guest: "l1".into(), image },
             outcome("l1/define", Outcome::Done),
-            Entry::Replacing { guest: "l1".into(), kept: kept.clone() },
+            JournalEntry::Replacing { guest: "l1".into(), kept: kept.clone() },
         ];
         let interrupted = status(moving.clone());
         assert!(interrupted.is_used(&vm("l1")));
         assert!(!interrupted.aside[0].moved);
-        let moved = [moving, vec![Entry::Replaced { guest: "l1".into() }]].concat();
+        let moved = [moving, vec![JournalEntry::Replaced { guest: "l1".into() }]].concat();
         let anew = status(moved.clone());
         assert!(!anew.is_used(&vm("l1")) && anew.images.is_empty() && anew.aside[0].moved);
         assert_eq!(anew.steps_of("l1").count(), 0);
         let directory = Resource::Directory { host: "L0".into(), path: kept };
-        let gone = [moved, vec![Entry::Removed { resource: directory }]].concat();
+        let gone = [moved, vec![JournalEntry::Removed { resource: directory }]].concat();
         assert!(status(gone).aside.is_empty());
     }
 
     #[test]
     fn a_guest_is_ready_until_it_is_stopped_and_its_steps_are_its_own() {
-        let ready = Entry::Ready {
+        let ready = JournalEntry::Ready {
             guest: "l1".into(),
             evidence: "ssh".into(),
             address: Some("127.0.0.1:4022".into()),
         };
-        let up = status(vec![ready.clone(), Entry::Satisfied { step: "l10/start".into() }]);
+        let up = status(vec![ready.clone(), JournalEntry::Satisfied { step: "l10/start".into() }]);
         assert_eq!(up.ready["l1"].evidence, "ssh");
         assert_eq!(up.steps_of("l1").count(), 0);
         assert_eq!(up.steps_of("l10").map(|(what, _)| what).collect::<Vec<_>>(), ["start"]);
-        assert!(status(vec![ready, Entry::Stopped { guest: "l1".into() }]).ready.is_empty());
+        assert!(status(vec![ready, JournalEntry::Stopped { guest: "l1".into() }]).ready.is_empty());
     }
 }

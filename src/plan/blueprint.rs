@@ -9,22 +9,22 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::ground::Ground;
 use super::images::Images;
-use super::place::{L0, Place};
+use super::l0_folder::L0Folder;
 use super::recall;
 use super::source::RecipeSource;
+use super::vm_place::{L0, VmPlace};
 use crate::error::{Error, Kind, Result};
-use crate::hypervisor::{Forward, GuestSpec, Media, Origin};
+use crate::hypervisor::{Forward, GuestSpec, Media, VmOrigin};
 use crate::image::build::seed;
-use crate::image::manifest::{BuildKind, Seed, Source};
+use crate::image::manifest::{BuildKind, ImageSource, SeedKind};
 use crate::image::{ImageFormat, Manifest, Sha256};
 use crate::lab::private::Writing;
-use crate::lab::{Entry, Journal, Lab, LabLock};
+use crate::lab::{Journal, JournalEntry, Lab, LabLock};
 use crate::recipe::budget::{Budget, GuestBudget};
 use crate::recipe::{
-    Firmware, Guest, GuestName, GuestSource, HostKey, HypervisorKind, ImageName, LabName, Ready,
-    Recipe,
+    Firmware, Guest, GuestName, GuestSource, HostKey, HypervisorKind, ImageName, LabName,
+    Readiness, Recipe,
 };
 
 /// The blueprint format's number.
@@ -74,7 +74,7 @@ pub struct Blueprint {
 
 /// A lab's blueprint as it was found.
 #[derive(Debug)]
-pub struct Found {
+pub struct StoredBlueprint {
     /// The blueprint.
     pub blueprint: Blueprint,
     /// Why it is not the one of `machines.json`, which is lost, but what the journal tells.
@@ -95,9 +95,9 @@ pub struct Machine {
     /// The image that its disk is made from; `None`: the VM existed before.
     pub image: Option<MachineImage>,
     /// How to get in; `None`: nobody can.
-    pub login: Option<Login>,
+    pub login: Option<GuestLogin>,
     /// By which evidence it counts as up.
-    pub ready: Ready,
+    pub ready: Readiness,
     /// What it runs for its own guests; of several, the first.
     pub inner: Option<HypervisorKind>,
     /// What it runs beside that.
@@ -109,10 +109,10 @@ pub struct Machine {
     pub packages: Vec<String>,
     /// Its place in the networks that it shares with guests beside it.
     #[serde(default)]
-    pub network: seed::Network,
+    pub network: seed::SeedNetwork,
     /// Where its VM is, if the recipe has it no more, or not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<VmPlace>,
 }
 
 /// The image of a machine, and in which form it is given to the hypervisor.
@@ -136,7 +136,7 @@ pub struct MachineImage {
 
 /// How to get into a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Login {
+pub struct GuestLogin {
     /// The user.
     pub user: String,
     /// The port of its SSH server.
@@ -150,7 +150,7 @@ pub struct Login {
 impl Blueprint {
     /// Returns the blueprint of `recipe` with the values of `budget`, for the lab `lab`.
     pub fn draw(recipe: &Recipe, budget: &Budget, images: &Images, lab: &Lab) -> Result<Self> {
-        Blueprint::draw_on(recipe, budget, images, lab, &Ground::here(lab))
+        Blueprint::draw_on(recipe, budget, images, lab, &L0Folder::here(lab))
     }
 
     /// The same, with L0's part of the lab at `ground`.
@@ -159,7 +159,7 @@ impl Blueprint {
         budget: &Budget,
         images: &Images,
         lab: &Lab,
-        ground: &Ground,
+        ground: &L0Folder,
     ) -> Result<Self> {
         let mut machines: Vec<Machine> = Vec::new();
         let mut directories = BTreeMap::new();
@@ -174,7 +174,8 @@ impl Blueprint {
             directories.insert(values.name.clone(), inside);
             let manifest = images.manifest(&values.name);
             let owner = ground.owner.as_deref().filter(|_| guest.parent.is_none());
-            let draft = Draft { recipe, budget, guest, values, manifest, lab: lab.name(), owner };
+            let draft =
+                GuestResolver { recipe, budget, guest, values, manifest, lab: lab.name(), owner };
             machines.push(draft.machine(&on, login));
         }
         Ok(Blueprint {
@@ -255,10 +256,10 @@ impl Blueprint {
     /// # Errors
     /// [`Kind::Io`].
     pub async fn keep(&self, lock: &LabLock, journal: &Journal) -> Result<()> {
-        let broken = |error| Error::internal("a blueprint is not JSON").because(error);
+        let broken = |error| Error::internal("a blueprint is not JSON").with_source(error);
         if recall::recorded(&journal.records()).as_ref() != Some(self) {
             let blueprint = serde_json::to_value(self).map_err(broken)?;
-            journal.append(Entry::Blueprint { blueprint }).await?;
+            journal.append(JournalEntry::Blueprint { blueprint }).await?;
         }
         let text = serde_json::to_vec_pretty(self).map_err(broken)?;
         let path = path(lock.lab());
@@ -283,7 +284,7 @@ impl Blueprint {
     ///
     /// # Errors
     /// [`Kind::Io`] if it was written by a newer nestlab.
-    pub fn find(lab: &Lab) -> Result<Option<Found>> {
+    pub fn find(lab: &Lab) -> Result<Option<StoredBlueprint>> {
         let path = path(lab);
         let lost = match fs_err::read(&path) {
             Ok(text) if is_newer(&text) => {
@@ -292,7 +293,10 @@ impl Blueprint {
             }
             Ok(text) => match serde_json::from_slice::<Blueprint>(&text) {
                 Ok(blueprint) => {
-                    return Ok(Some(Found { blueprint: blueprint.in_folder_of(lab), lost: None }));
+                    return Ok(Some(StoredBlueprint {
+                        blueprint: blueprint.in_folder_of(lab),
+                        lost: None,
+                    }));
                 }
                 Err(error) => format!("{path} is damaged ({error})"),
             },
@@ -302,7 +306,7 @@ impl Blueprint {
             Err(error) => return Err(error.into()),
         };
         let found = recall::blueprint(lab)?;
-        Ok(found.map(|blueprint| Found {
+        Ok(found.map(|blueprint| StoredBlueprint {
             blueprint: blueprint.in_folder_of(lab),
             lost: Some(format!("{lost}: the journal tells what was in it")),
         }))
@@ -340,10 +344,10 @@ fn is_same(one: &Utf8Path, other: &Utf8Path) -> bool {
 /// Returns whether a newer nestlab wrote the blueprint `text`; what else stands in it may be anything.
 fn is_newer(text: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Format {
+    struct BlueprintSchema {
         schema: u32,
     }
-    serde_json::from_slice::<Format>(text).is_ok_and(|format| format.schema > SCHEMA)
+    serde_json::from_slice::<BlueprintSchema>(text).is_ok_and(|format| format.schema > SCHEMA)
 }
 
 /// Renames the damaged file at `path`, so that whoever looks into the damage has it.
@@ -359,7 +363,7 @@ fn put_aside(path: &Utf8Path) -> Result<()> {
 impl Machine {
     /// Returns whether the VM existed before nestlab.
     pub fn is_existing(&self) -> bool {
-        matches!(self.spec.origin, Origin::Existing { .. })
+        matches!(self.spec.origin, VmOrigin::Existing { .. })
     }
 
     /// Takes over from `recorded`, the same machine, what belongs to the disk that it has: another image may be
@@ -385,8 +389,8 @@ impl Machine {
     /// Returns the file on its host that the image is put to, unless the VM existed before.
     pub fn media(&self) -> Option<&Utf8Path> {
         match &self.spec.origin {
-            Origin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
-            Origin::Existing { .. } => None,
+            VmOrigin::Made(Media::Ova(path) | Media::Disk(path) | Media::Iso(path)) => Some(path),
+            VmOrigin::Existing { .. } => None,
         }
     }
 }
@@ -406,10 +410,10 @@ pub(super) fn remote_directory(user: Option<&str>, lab: &LabName) -> Utf8PathBuf
     }
 }
 
-fn login(guest: &Guest, manifest: Option<&Manifest>) -> Option<Login> {
-    let injected = manifest.is_some_and(|manifest| manifest.guest().seed == Seed::CiData);
+fn login(guest: &Guest, manifest: Option<&Manifest>) -> Option<GuestLogin> {
+    let injected = manifest.is_some_and(|manifest| manifest.guest().seed == SeedKind::CiData);
     if let Some(ssh) = &guest.ssh {
-        return Some(Login {
+        return Some(GuestLogin {
             user: ssh.user.to_string(),
             port: ssh.port.get(),
             key: ssh.key.clone(),
@@ -417,7 +421,7 @@ fn login(guest: &Guest, manifest: Option<&Manifest>) -> Option<Login> {
         });
     }
     let offer = manifest.map(Manifest::guest).filter(|offer| offer.ssh)?;
-    Some(Login {
+    Some(GuestLogin {
         user: offer.user.clone().unwrap_or_else(|| "root".to_owned()),
         port: 22,
         key: None,
@@ -439,8 +443,8 @@ fn form(hypervisor: HypervisorKind, format: ImageFormat) -> ImageFormat {
 /// `hypervisor`.
 fn made(hypervisor: HypervisorKind, manifest: &Manifest) -> ImageFormat {
     match manifest.source() {
-        Source::Download(download) => download.format,
-        Source::Build(build) => build.format.unwrap_or(match (build.kind, hypervisor) {
+        ImageSource::Download(download) => download.format,
+        ImageSource::Build(build) => build.format.unwrap_or(match (build.kind, hypervisor) {
             (BuildKind::Appliance, HypervisorKind::VirtualBox) => ImageFormat::Ova,
             (BuildKind::Appliance, HypervisorKind::Qemu) | (BuildKind::Debian, _) => {
                 ImageFormat::Qcow2
@@ -450,7 +454,7 @@ fn made(hypervisor: HypervisorKind, manifest: &Manifest) -> ImageFormat {
 }
 
 /// What a machine is made of.
-pub(super) struct Draft<'a> {
+pub(super) struct GuestResolver<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) budget: &'a Budget,
     pub(super) guest: &'a Guest,
@@ -461,7 +465,7 @@ pub(super) struct Draft<'a> {
     owner: Option<&'a str>,
 }
 
-impl Draft<'_> {
+impl GuestResolver<'_> {
     /// Returns what the names of the lab's things on the guest's host begin with.
     pub(super) fn prefix(&self) -> String {
         match self.owner {
@@ -470,7 +474,7 @@ impl Draft<'_> {
         }
     }
 
-    fn machine(&self, on: &Utf8Path, login: Option<Login>) -> Machine {
+    fn machine(&self, on: &Utf8Path, login: Option<GuestLogin>) -> Machine {
         let values = self.values;
         let image = self.manifest.map(|manifest| MachineImage {
             name: manifest.name().clone(),
@@ -507,7 +511,7 @@ impl Draft<'_> {
         &self,
         directory: &Utf8Path,
         image: Option<&MachineImage>,
-        login: Option<&Login>,
+        login: Option<&GuestLogin>,
     ) -> GuestSpec {
         let values = self.values;
         GuestSpec {
@@ -539,14 +543,14 @@ impl Draft<'_> {
         }
     }
 
-    fn origin(&self, directory: &Utf8Path, image: Option<&MachineImage>) -> Origin {
+    fn origin(&self, directory: &Utf8Path, image: Option<&MachineImage>) -> VmOrigin {
         match (&self.guest.source, image.map(|image| image.form)) {
             (GuestSource::Existing { vm, snapshot_before }, _) => {
-                Origin::Existing { vm: vm.to_string(), snapshot_before: *snapshot_before }
+                VmOrigin::Existing { vm: vm.to_string(), snapshot_before: *snapshot_before }
             }
-            (_, Some(ImageFormat::Ova)) => Origin::Made(Media::Ova(directory.join("import.ova"))),
-            (_, Some(ImageFormat::Iso)) => Origin::Made(Media::Iso(directory.join("cd.iso"))),
-            (_, Some(form)) => Origin::Made(Media::Disk(directory.join(format!("disk.{form}")))),
+            (_, Some(ImageFormat::Ova)) => VmOrigin::Made(Media::Ova(directory.join("import.ova"))),
+            (_, Some(ImageFormat::Iso)) => VmOrigin::Made(Media::Iso(directory.join("cd.iso"))),
+            (_, Some(form)) => VmOrigin::Made(Media::Disk(directory.join(format!("disk.{form}")))),
             (GuestSource::Image(_), None) => {
                 unreachable!("every guest that is made from an image has a manifest")
             }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::place::L0;
+use super::vm_place::L0;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::host::facts::{self, Facts};
 use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use crate::host::{Host, HostRef, Local, Patience};
+use crate::host::{Host, HostRef, Local, TimeoutScale};
 use crate::hypervisor::Drivers;
 use crate::lab::Lab;
-use crate::recipe::budget::{Network, Resources};
-use crate::recipe::text::SshDestination;
+use crate::recipe::budget::{Ipv4Network, Resources};
+use crate::recipe::types::SshDestination;
 use crate::recipe::{Cpus, HostKey, HypervisorKind, Mebibytes, Platform, Recipe};
 
 /// What messages call L0.
@@ -74,7 +74,7 @@ pub fn over_ssh(destination: &SshDestination, name: &str, lab: &Lab) -> Result<H
         key: own_key(home.as_deref()),
         host_key: HostKeyPolicy::KnownHosts { file: known, accept_new: false },
         via: Via::Tcp { host: destination.host.clone(), port: destination.port.get() },
-        patience: Patience::NATIVE,
+        patience: TimeoutScale::NATIVE,
     })))
 }
 
@@ -94,7 +94,7 @@ fn own_key(home: Option<&Utf8Path>) -> SshKey {
 
 /// What the user says of L0 instead of what it has.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Given {
+pub struct L0Override {
     /// Physical cores.
     pub cores: Option<Cpus>,
     /// Memory.
@@ -112,7 +112,7 @@ pub struct Given {
 pub async fn resources(
     l0: &dyn Host,
     hypervisor: HypervisorKind,
-    given: Given,
+    given: L0Override,
     labs: Option<&Utf8Path>,
 ) -> Result<Resources> {
     let facts = Facts::read(l0).await?;
@@ -121,7 +121,8 @@ pub async fn resources(
         Some(labs) => Mebibytes::new(facts::free_disk(l0, labs).await? >> 20),
         None => None,
     };
-    let network = |found: &facts::Network| Network { address: found.address, prefix: found.prefix };
+    let network =
+        |found: &facts::HostNetwork| Ipv4Network { address: found.address, prefix: found.prefix };
     let networks =
         if elsewhere { Vec::new() } else { facts.networks.iter().map(network).collect() };
     let empty = |what: &str| Error::new(Kind::HostCannot, format!("{NAME} has no {what}"));
@@ -153,7 +154,7 @@ pub async fn settle(l0: &dyn Host, drivers: &Drivers) -> Result<HypervisorKind> 
         }
     }
     Err(Error::new(Kind::HostCannot, "no hypervisor is there that can run guests")
-        .on(l0.name())
+        .on_host(l0.name())
         .tail(refusals.join("\n").as_bytes())
         .hint("install QEMU: apt install --no-install-recommends qemu-system-x86 qemu-utils ovmf"))
 }

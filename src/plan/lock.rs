@@ -1,5 +1,5 @@
 //! What exactly a lab came to: image digests and signature times, package versions in each guest,
-//! kernels and hypervisors. Kept beside the recipe, it makes the next lab the same one.
+//! kernels and hypervisors. SettledValues beside the recipe, it makes the next lab the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,8 +7,8 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::context::LabContext;
 use super::machines::Machines;
-use super::world::World;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
 use crate::image::build::BuildRecord;
@@ -23,7 +23,7 @@ const SCHEMA: u32 = 1;
 const INSTALLED: &str = r#"
 uname -r
 command -v dpkg-query >/dev/null || exit 0
-dpkg-query -W -f '${db:Status-Status} ${Package}:${Architecture} ${Version}\n'
+dpkg-query -W -f '${db:LabState-LabState} ${Package}:${Architecture} ${Version}\n'
 "#;
 
 /// A lab, pinned.
@@ -80,12 +80,12 @@ impl Lock {
     ///
     /// # Errors
     /// [`Kind::Unreachable`] if a guest that is entered over SSH is not up.
-    pub async fn of(world: &World) -> Result<Self> {
-        let machines = &world.machines;
+    pub async fn of(lab: &LabContext) -> Result<Self> {
+        let machines = &lab.machines;
         let (mut image, mut guest) = (BTreeMap::new(), BTreeMap::new());
         for machine in &machines.blueprint().machines {
             let name = machine.name.as_str();
-            if let Some(found) = world.image_of(machine)? {
+            if let Some(found) = lab.image_of(machine)? {
                 image.insert(key(found.name(), found.format()), LockedImage::of(&found));
             }
             if machine.login.is_some() {
@@ -94,7 +94,7 @@ impl Lock {
                 guest.insert(name.to_owned(), locked);
             }
         }
-        let recipe = world.recipe.name.to_string();
+        let recipe = lab.recipe.name.to_string();
         let (l0, l0_kernel) = of_l0(machines).await?;
         Ok(Lock { schema: SCHEMA, recipe, image, l0, l0_kernel, guest })
     }
@@ -106,7 +106,7 @@ impl Lock {
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let lock: Lock = toml::from_str(text).map_err(|error| {
             Error::new(Kind::Recipe, format!("{origin} is not a lock file"))
-                .because(error)
+                .with_source(error)
                 .hint("`nestlab lock RECIPE` writes it anew from a lab that is up")
         })?;
         if lock.schema > SCHEMA {
@@ -122,7 +122,7 @@ impl Lock {
     /// Returns the lock file's text.
     pub fn text(&self) -> Result<String> {
         let body = toml::to_string(self)
-            .map_err(|error| Error::internal("a lock is not TOML").because(error))?;
+            .map_err(|error| Error::internal("a lock is not TOML").with_source(error))?;
         Ok(format!("# Written by `nestlab lock`; `nestlab up --locked` builds just this.\n{body}"))
     }
 
@@ -177,8 +177,8 @@ impl Lock {
     /// Those of L0.
     pub async fn differs_at_l0(&self, machines: &Machines) -> Result<Vec<String>> {
         let (l0, l0_kernel) = of_l0(machines).await?;
-        let told = [(&self.l0, l0), (&self.l0_kernel, l0_kernel)];
-        let differ = told.into_iter().filter(|(old, new)| !old.is_empty() && *old != new);
+        let run_session = [(&self.l0, l0), (&self.l0_kernel, l0_kernel)];
+        let differ = run_session.into_iter().filter(|(old, new)| !old.is_empty() && *old != new);
         Ok(differ.map(|(old, new)| format!("{old} is locked, and L0 has {new}")).collect())
     }
 

@@ -11,14 +11,14 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::blueprint::{Blueprint, Login, Machine};
+use super::blueprint::{Blueprint, GuestLogin, Machine};
 use super::l0;
-use super::place::L0;
+use super::vm_place::L0;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
-use crate::guest::readiness::Outside;
+use crate::guest::readiness::VmView;
 use crate::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use crate::host::{Host, HostRef, Patience};
+use crate::host::{Host, HostRef, TimeoutScale};
 use crate::hypervisor::{Actual, Drivers, HypervisorRef, Power, Probe};
 use crate::lab::Lab;
 use crate::preflight::Prober;
@@ -44,7 +44,7 @@ pub struct Machines {
 
 /// A guest as seen from the host that runs it, with the host held.
 #[derive(Debug, Clone)]
-pub struct Seat {
+pub struct VmHandle {
     /// The host that runs it.
     pub host: HostRef,
     /// What the journal calls that host.
@@ -55,15 +55,15 @@ pub struct Seat {
     pub machine: Machine,
 }
 
-impl Seat {
+impl VmHandle {
     /// Returns the VM as it is, or `None` if there is none.
     pub async fn inspect(&self) -> Result<Option<Actual>> {
         self.hypervisor.inspect(&*self.host, &self.machine.spec).await
     }
 
     /// Returns the same as the guest module takes it.
-    pub fn outside(&self) -> Outside<'_> {
-        Outside { host: &*self.host, hypervisor: &*self.hypervisor, spec: &self.machine.spec }
+    pub fn view(&self) -> VmView<'_> {
+        VmView { host: &*self.host, hypervisor: &*self.hypervisor, spec: &self.machine.spec }
     }
 }
 
@@ -149,22 +149,22 @@ impl Machines {
     ///
     /// # Errors
     /// As [`Machines::host`] for the guest's host.
-    pub async fn seat(&self, guest: &str) -> Result<Seat> {
-        self.seat_of(self.blueprint.known(guest)?).await
+    pub async fn vm(&self, guest: &str) -> Result<VmHandle> {
+        self.vm_handle(self.blueprint.known(guest)?).await
     }
 
     /// Returns `machine` as seen from the host that runs it.
     ///
     /// # Errors
     /// As [`Machines::host`] for the guest's host.
-    pub async fn seat_of(&self, machine: &Machine) -> Result<Seat> {
+    pub async fn vm_handle(&self, machine: &Machine) -> Result<VmHandle> {
         let host = match self.blueprint.host_of(machine) {
             None => self.l0_at(&self.blueprint.place(machine).l0).await?,
             Some(around) => faults::host(self.session(around).await?),
         };
         let hypervisor = self.driver(machine.outer);
         let recorded = self.blueprint.host_in_journal(machine);
-        Ok(Seat { host, recorded, hypervisor, machine: machine.clone() })
+        Ok(VmHandle { host, recorded, hypervisor, machine: machine.clone() })
     }
 
     /// Returns the SSH session into `guest`, connected when it is first used.
@@ -181,20 +181,20 @@ impl Machines {
             if let Some(session) = self.sessions.lock().await.get(&label) {
                 return Ok(session.clone());
             }
-            let seat = self.seat_of(machine).await?;
-            let login = seat.machine.login.clone().ok_or_else(|| no_login(guest))?;
-            let power = seat.inspect().await?.map(|actual| actual.power);
+            let vm = self.vm_handle(machine).await?;
+            let login = vm.machine.login.clone().ok_or_else(|| no_login(guest))?;
+            let power = vm.inspect().await?.map(|actual| actual.power);
             if power != Some(Power::Running) {
-                return Err(not_running(guest, power.as_ref()).on(seat.host.name()));
+                return Err(not_running(guest, power.as_ref()).on_host(vm.host.name()));
             }
-            let spec = &seat.machine.spec;
-            let address = seat.hypervisor.endpoint(&*seat.host, spec, login.port).await?;
+            let spec = &vm.machine.spec;
+            let address = vm.hypervisor.endpoint(&*vm.host, spec, login.port).await?;
             let target = SshTarget {
                 name: label.clone(),
                 user: login.user.clone(),
                 key: self.key(&login)?,
                 host_key: self.host_key(guest, &login)?,
-                via: Via::Through(seat.host.clone(), address),
+                via: Via::Through(vm.host.clone(), address),
                 patience: self.patience_of(machine).await?,
             };
             let session = Arc::new(Ssh::new(target));
@@ -224,7 +224,7 @@ impl Machines {
     }
 
     async fn probe_of(&self, machine: &Machine) -> Result<Arc<Probe>> {
-        let host = self.seat_of(machine).await?.host;
+        let host = self.vm_handle(machine).await?.host;
         self.probe_at(&host, machine.outer).await
     }
 
@@ -253,16 +253,16 @@ impl Machines {
     }
 
     /// Returns how patient to be with `guest`: as slow as every hypervisor around it together.
-    pub async fn patience(&self, guest: &str) -> Result<Patience> {
+    pub async fn patience(&self, guest: &str) -> Result<TimeoutScale> {
         self.patience_of(self.blueprint.known(guest)?).await
     }
 
     /// Returns how patient to be with `machine`.
-    pub fn patience_of<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Result<Patience>> {
+    pub fn patience_of<'a>(&'a self, machine: &'a Machine) -> BoxFuture<'a, Result<TimeoutScale>> {
         async move {
             let around = match self.blueprint.host_of(machine) {
                 Some(around) => self.patience_of(around).await?,
-                None => Patience::new(self.blueprint.patience),
+                None => TimeoutScale::new(self.blueprint.patience),
             };
             match self.probe_of(machine).await {
                 Ok(probe) => Ok(around.times(probe.patience.factor())),
@@ -274,14 +274,14 @@ impl Machines {
         .boxed()
     }
 
-    fn key(&self, login: &Login) -> Result<SshKey> {
+    fn key(&self, login: &GuestLogin) -> Result<SshKey> {
         match &login.key {
             Some(path) => Ok(SshKey::File(path.clone())),
             None => Ok(SshKey::Memory(self.lab.keys().user()?.private().into())),
         }
     }
 
-    fn host_key(&self, guest: &str, login: &Login) -> Result<HostKeyPolicy> {
+    fn host_key(&self, guest: &str, login: &GuestLogin) -> Result<HostKeyPolicy> {
         if login.host_key_injected {
             let key = self.lab.keys().host_key(guest)?;
             return Ok(HostKeyPolicy::Pinned(vec![key.public().to_owned()]));

@@ -8,15 +8,15 @@ use tokio::sync::OnceCell;
 
 use super::action::Action;
 use super::blueprint::{Machine, MachineImage};
+use super::context::{GuestRef, LabContextRef, needed, unless_unreachable};
 use super::contract::Effect;
-use super::machines::Seat;
-use super::provenance::{Fate, disk_image, vm_of};
+use super::machines::VmHandle;
+use super::provenance::{DiskDecision, disk_image, vm_of};
 use super::step::{Check, Context};
-use super::world::{Spot, WorldRef, needed, unless_unreachable};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::{Command, Host};
-use crate::hypervisor::{Media, Origin, aside};
+use crate::hypervisor::{Media, VmOrigin, aside};
 use crate::image::build::seed::{self, Seed};
 use crate::image::{self, DiskFormat, ImageFormat, Manifest, Sha256, VerifiedImage};
 use crate::lab::{Aside, Resource, private};
@@ -24,7 +24,7 @@ use crate::recipe::GuestName;
 
 /// Gets an image into the store: downloads and proves it, or builds it.
 pub(super) struct Obtain {
-    pub(super) world: WorldRef,
+    pub(super) lab: LabContextRef,
     pub(super) manifest: Manifest,
     /// The format that it is made in.
     pub(super) made: ImageFormat,
@@ -37,11 +37,11 @@ pub(super) struct Obtain {
 impl Obtain {
     /// Returns whether every guest that was to be made from the image was, so that nothing needs it.
     fn has_served(&self) -> Result<bool> {
-        let machines = &self.world.machines;
+        let machines = &self.lab.machines;
         let known = machines.lab().status()?;
         for guest in &self.guests {
             let machine = machines.blueprint().machine(guest.as_str())?;
-            if self.world.fate(machine, &known)?.takes_the_image() {
+            if self.lab.fate(machine, &known)?.takes_the_image() {
                 return Ok(false);
             }
         }
@@ -52,35 +52,35 @@ impl Obtain {
 #[async_trait]
 impl Action for Obtain {
     async fn check(&self, _context: &Context) -> Result<Check> {
-        let image = match self.world.find_image(&self.manifest, self.made)? {
+        let image = match self.lab.find_image(&self.manifest, self.made)? {
             Ok(image) => image,
             // What a lock asks for can be judged by the image alone.
-            Err(_) if self.world.lock.is_none() && self.has_served()? => {
+            Err(_) if self.lab.lock.is_none() && self.has_served()? => {
                 return Ok(Check::Satisfied);
             }
             Err(why) => return Ok(Check::Needed(why)),
         };
-        if let Some(lock) = &self.world.lock {
+        if let Some(lock) = &self.lab.lock {
             lock.admits(&image)?;
         }
         Ok(Check::Satisfied)
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
-        let image = self.world.obtain_image(&self.manifest, self.made, context).await?;
-        if let Some(lock) = &self.world.lock {
+        let image = self.lab.obtain_image(&self.manifest, self.made, context).await?;
+        if let Some(lock) = &self.lab.lock {
             lock.admits(&image)?;
         }
-        self.world.store.hold(&image, self.world.machines.lab().directory())?;
+        self.lab.store.hold(&image, self.lab.machines.lab().directory())?;
         for form in &self.forms {
-            self.world.in_form(&image, *form, &context.feed).await?;
+            self.lab.in_form(&image, *form, &context.events).await?;
         }
         Ok(())
     }
 }
 
 /// A file to place.
-struct Source {
+struct PlacedFile {
     path: Utf8PathBuf,
     /// Its digest, if it is the image's own file; what is derived from an image has another.
     proven: Option<Sha256>,
@@ -88,34 +88,38 @@ struct Source {
 
 /// Puts a guest's image and its seed volume into the guest's folder on its host, and proves there that
 /// it arrived as it was.
-pub(super) struct Place {
-    pub(super) spot: Spot,
+pub(super) struct CopyImage {
+    pub(super) guest: GuestRef,
     pub(super) manifest: Manifest,
     /// The digest of a file that was derived from the image, computed once.
     pub(super) digest: OnceCell<Sha256>,
 }
 
-impl Place {
+impl CopyImage {
     /// Returns the file to place, in its form; else why the image is not in the store.
-    async fn source(&self, wanted: &MachineImage, feed: &Feed) -> Result<Result<Source, String>> {
-        let world = &self.spot.world;
-        Ok(match world.find_image(&self.manifest, wanted.made)? {
-            Ok(image) => Ok(world.in_form(&image, wanted.form, feed).await?),
+    async fn source(
+        &self,
+        wanted: &MachineImage,
+        events: &EventSink,
+    ) -> Result<Result<PlacedFile, String>> {
+        let lab = &self.guest.lab;
+        Ok(match lab.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => Ok(lab.in_form(&image, wanted.form, events).await?),
             Err(why) => Err(why),
         })
     }
 
     /// Notes that the lab is made from the image, also if another lab got it.
     fn hold(&self, wanted: &MachineImage) -> Result<()> {
-        let world = &self.spot.world;
-        match world.find_image(&self.manifest, wanted.made)? {
-            Ok(image) => world.store.hold(&image, world.machines.lab().directory()),
+        let lab = &self.guest.lab;
+        match lab.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => lab.store.hold(&image, lab.machines.lab().directory()),
             Err(_) => Ok(()),
         }
     }
 
     /// Returns the digest that the file must have where it lands.
-    async fn digest(&self, source: &Source) -> Result<Sha256> {
+    async fn digest(&self, source: &PlacedFile) -> Result<Sha256> {
         if let Some(proven) = source.proven {
             return Ok(proven);
         }
@@ -123,61 +127,66 @@ impl Place {
         let digest = self.digest.get_or_try_init(|| async {
             tokio::task::spawn_blocking(move || Sha256::of_file(&file))
                 .await
-                .map_err(|error| Error::internal("hashing broke off").because(error))?
+                .map_err(|error| Error::internal("hashing broke off").with_source(error))?
         });
         digest.await.copied()
     }
 
     async fn look(&self, context: &Context) -> Result<Check> {
-        let seat = self.spot.seat().await?;
-        let (Some(media), Some(wanted)) = (seat.machine.media(), &seat.machine.image) else {
+        let vm = self.guest.vm().await?;
+        let (Some(media), Some(wanted)) = (vm.machine.media(), &vm.machine.image) else {
             return Ok(Check::Satisfied);
         };
-        match self.fate(&seat).await? {
-            Fate::Made => self.look_at_fresh(&seat, media, wanted, context).await,
-            Fate::Replaced { why } => {
-                let with = self.spot.world.machines.all_inside(&self.spot.guest);
-                let effect = Effect::Replace { guest: self.spot.guest.clone(), with };
+        match self.fate(&vm).await? {
+            DiskDecision::Made => self.look_at_fresh(&vm, media, wanted, context).await,
+            DiskDecision::Replaced { why } => {
+                let with = self.guest.lab.machines.all_inside(&self.guest.name);
+                let effect = Effect::Replace { guest: self.guest.name.clone(), with };
                 Ok(Check::Affects { why, effect })
             }
-            fate => self.look_at_used(&seat, media, fate).await,
+            fate => self.look_at_used(&vm, media, fate).await,
         }
     }
 
     /// Returns what becomes of the disk. A VM that is defined has one, also if the journal's last words of it
     /// are lost.
-    async fn fate(&self, seat: &Seat) -> Result<Fate> {
-        let (world, guest) = (&self.spot.world, &self.spot.guest);
-        let known = world.machines.lab().status()?;
-        let fate = world.fate(&seat.machine, &known)?;
+    async fn fate(&self, vm: &VmHandle) -> Result<DiskDecision> {
+        let (lab, guest) = (&self.guest.lab, &self.guest.name);
+        let known = lab.machines.lab().status()?;
+        let fate = lab.fate(&vm.machine, &known)?;
         let begun_anew = known.aside.iter().any(|aside| aside.guest == *guest);
-        if fate == Fate::Made && !begun_anew && seat.inspect().await?.is_some() {
-            return Ok(Fate::Stays);
+        if fate == DiskDecision::Made && !begun_anew && vm.inspect().await?.is_some() {
+            return Ok(DiskDecision::Stays);
         }
         Ok(fate)
     }
 
-    async fn look_at_used(&self, seat: &Seat, media: &Utf8Path, fate: Fate) -> Result<Check> {
-        let guest = &self.spot.guest;
-        let there = exists(&*seat.host, media).await?;
-        match &seat.machine.spec.origin {
-            Origin::Made(Media::Disk(_)) if !there => {
-                let why = format!("the disk of {guest} is gone: {media} on {}", seat.host.name());
-                let hints = self.spot.world.ways_out_of(guest);
+    async fn look_at_used(
+        &self,
+        vm: &VmHandle,
+        media: &Utf8Path,
+        fate: DiskDecision,
+    ) -> Result<Check> {
+        let guest = &self.guest.name;
+        let there = exists(&*vm.host, media).await?;
+        match &vm.machine.spec.origin {
+            VmOrigin::Made(Media::Disk(_)) if !there => {
+                let why = format!("the disk of {guest} is gone: {media} on {}", vm.host.name());
+                let hints = self.guest.lab.ways_out_of(guest);
                 return Ok(Check::Affects { why, effect: Effect::Stuck { hints } });
             }
-            _ if is_iso(seat) && !there && fate == Fate::Stays => {
-                return Ok(Check::Needed(format!("it is not on {}", seat.host.name())));
+            _ if is_iso(vm) && !there && fate == DiskDecision::Stays => {
+                return Ok(Check::Needed(format!("it is not on {}", vm.host.name())));
             }
             _ => {}
         }
-        if let Some(seed) = &seat.machine.spec.seed
-            && !exists(&*seat.host, seed).await?
+        if let Some(seed) = &vm.machine.spec.seed
+            && !exists(&*vm.host, seed).await?
         {
             return Ok(Check::Needed("its networks or their guests changed".to_owned()));
         }
         Ok(match fate {
-            Fate::Kept { why, differs } => {
+            DiskDecision::Kept { why, differs } => {
                 let ask = differs.then(|| format!("--replace {guest}"));
                 Check::Affects { why, effect: Effect::Keep { guest: guest.clone(), ask } }
             }
@@ -187,140 +196,140 @@ impl Place {
 
     async fn look_at_fresh(
         &self,
-        seat: &Seat,
+        vm: &VmHandle,
         media: &Utf8Path,
         wanted: &MachineImage,
         context: &Context,
     ) -> Result<Check> {
-        if !exists(&*seat.host, media).await? {
-            return Ok(Check::Needed(format!("it is not on {}", seat.host.name())));
+        if !exists(&*vm.host, media).await? {
+            return Ok(Check::Needed(format!("it is not on {}", vm.host.name())));
         }
-        let lab = self.spot.world.machines.lab();
-        if matches!(seat.machine.spec.origin, Origin::Made(Media::Disk(_)))
-            && !lab.resources()?.contains(&vm_of(&seat.machine, &seat.recorded))
+        let lab = self.guest.lab.machines.lab();
+        if matches!(vm.machine.spec.origin, VmOrigin::Made(Media::Disk(_)))
+            && !lab.resources()?.contains(&vm_of(&vm.machine, &vm.recorded))
         {
-            let host = seat.host.name();
+            let host = vm.host.name();
             let why = format!("there is a disk at {media} on {host} that this lab does not know");
-            let hints = self.spot.world.ways_out_of(&self.spot.guest);
+            let hints = self.guest.lab.ways_out_of(&self.guest.name);
             return Ok(Check::Affects { why, effect: Effect::Stuck { hints } });
         }
-        if let Some(seed) = &seat.machine.spec.seed
-            && !exists(&*seat.host, seed).await?
+        if let Some(seed) = &vm.machine.spec.seed
+            && !exists(&*vm.host, seed).await?
         {
             return Ok(Check::Needed("its seed volume is missing".to_owned()));
         }
-        let source = match self.source(wanted, &context.feed).await? {
+        let source = match self.source(wanted, &context.events).await? {
             Ok(source) => source,
             Err(why) => return Ok(Check::Needed(format!("{}: {why}", wanted.name))),
         };
-        Ok(match mismatch(&*seat.host, media, self.digest(&source).await?).await? {
+        Ok(match mismatch(&*vm.host, media, self.digest(&source).await?).await? {
             None => Check::Satisfied,
             Some(why) => Check::Needed(why),
         })
     }
 
     /// Puts the image to `to` on the guest's host, and proves there that it arrived as it was.
-    async fn put(&self, seat: &Seat, to: &Utf8Path, context: &Context) -> Result<()> {
-        let Some(image) = &seat.machine.image else { return Ok(()) };
-        let directory = &seat.machine.spec.directory;
+    async fn put(&self, vm: &VmHandle, to: &Utf8Path, context: &Context) -> Result<()> {
+        let Some(image) = &vm.machine.image else { return Ok(()) };
+        let directory = &vm.machine.spec.directory;
         let make = Command::new("mkdir").args(["-p", "-m", "0700", "--", directory.as_str()]);
-        seat.host.check(&make).await?;
-        let source = self.source(image, &context.feed).await?.map_err(|why| {
+        vm.host.check(&make).await?;
+        let source = self.source(image, &context.events).await?.map_err(|why| {
             Error::failed(format!("{}: {why}", image.name))
                 .hint("run the same command again: it is fetched or built anew")
         })?;
         self.hold(image)?;
-        context.feed.doing(format!("copying it to {}", seat.host.name()));
-        context.or_cancelled(seat.host.put(&source.path, to, 0o600, &context.feed)).await?;
+        context.events.doing(format!("copying it to {}", vm.host.name()));
+        context.or_cancelled(vm.host.put(&source.path, to, 0o600, &context.events)).await?;
         let digest = self.digest(&source).await?;
-        if let Some(why) = mismatch(&*seat.host, to, digest).await? {
+        if let Some(why) = mismatch(&*vm.host, to, digest).await? {
             return Err(Error::new(Kind::Untrusted, why)
-                .on(seat.host.name())
+                .on_host(vm.host.name())
                 .hint("something changed it here or on its way: run the same command again"));
         }
         Ok(())
     }
 
     /// Keeps in the journal which image the guest's disk is made from.
-    async fn note_image(&self, seat: &Seat, context: &Context) -> Result<()> {
-        let Some(wanted) = &seat.machine.image else { return Ok(()) };
-        match self.spot.world.find_image(&self.manifest, wanted.made)? {
-            Ok(image) => context.ledger.made_from(&self.spot.guest, disk_image(&image)).await,
+    async fn note_image(&self, vm: &VmHandle, context: &Context) -> Result<()> {
+        let Some(wanted) = &vm.machine.image else { return Ok(()) };
+        match self.guest.lab.find_image(&self.manifest, wanted.made)? {
+            Ok(image) => context.journal.made_from(&self.guest.name, disk_image(&image)).await,
             Err(_) => Ok(()),
         }
     }
 
     /// Puts what the guest has aside, once the image that takes its place is there and proven.
-    async fn replace(&self, seat: &Seat, media: &Utf8Path, context: &Context) -> Result<()> {
-        let (world, guest) = (&self.spot.world, &self.spot.guest);
-        let known = world.machines.lab().status()?;
-        let (host, spec) = (&*seat.host, &seat.machine.spec);
+    async fn replace(&self, vm: &VmHandle, media: &Utf8Path, context: &Context) -> Result<()> {
+        let (lab, guest) = (&self.guest.lab, &self.guest.name);
+        let known = lab.machines.lab().status()?;
+        let (host, spec) = (&*vm.host, &vm.machine.spec);
         // The folder and its name are looked at by whoever moves what is beside it.
         let fresh = Utf8PathBuf::from(format!("{media}.new.part"));
-        self.put(seat, &fresh, context).await?;
-        self.spot.bring_down(context).await?;
+        self.put(vm, &fresh, context).await?;
+        self.guest.bring_down(context).await?;
         let begun = known.aside.iter().find(|aside| aside.guest == *guest && !aside.moved);
         let run = known.run.as_ref().map_or(0, |run| run.number);
         let kept = match begun {
             Some(begun) => begun.kept.clone(),
             None => spec.directory.join(format!("{}{run}", aside::KEPT)),
         };
-        let folder = Resource::Directory { host: seat.recorded.clone(), path: kept.clone() };
-        context.ledger.creating(folder).await?;
-        context.ledger.replacing(guest, kept.clone()).await?;
-        context.feed.doing("moving the disk that it had aside");
-        seat.hypervisor.set_aside(host, spec, &kept).await?;
-        let gone: Vec<String> = [vec![guest.clone()], world.machines.all_inside(guest)].concat();
-        for inside in world.machines.lab().resources()? {
+        let folder = Resource::Directory { host: vm.recorded.clone(), path: kept.clone() };
+        context.journal.creating(folder).await?;
+        context.journal.replacing(guest, kept.clone()).await?;
+        context.events.doing("moving the disk that it had aside");
+        vm.hypervisor.set_aside(host, spec, &kept).await?;
+        let gone: Vec<String> = [vec![guest.clone()], lab.machines.all_inside(guest)].concat();
+        for inside in lab.machines.lab().resources()? {
             if gone.iter().any(|guest| guest == inside.host()) {
-                context.ledger.removed(inside).await?;
+                context.journal.removed(inside).await?;
             }
         }
-        context.ledger.replaced(guest).await?;
+        context.journal.replaced(guest).await?;
         let text = format!("the disk that {guest} had is kept in {kept} until {guest} is up");
-        context.feed.notice(Level::Info, text);
-        self.note_image(seat, context).await?;
+        context.events.notice(Level::Info, text);
+        self.note_image(vm, context).await?;
         let take = Command::new("mv").args(["-f", "--", fresh.as_str(), media.as_str()]);
         host.check(&take).await.map(drop)
     }
 
-    async fn seed(&self, seat: &Seat, context: &Context) -> Result<()> {
-        let Some(to) = &seat.machine.spec.seed else { return Ok(()) };
-        let lab = self.spot.world.machines.lab();
-        let host_key = lab.keys().host_key(&self.spot.guest)?;
+    async fn seed(&self, vm: &VmHandle, context: &Context) -> Result<()> {
+        let Some(to) = &vm.machine.spec.seed else { return Ok(()) };
+        let lab = self.guest.lab.machines.lab();
+        let host_key = lab.keys().host_key(&self.guest.name)?;
         let odd = |error: ssh_key::Error| Error::internal(format!("a key of the lab: {error}"));
         let user = ssh_key::PublicKey::from_openssh(lab.keys().user()?.public()).map_err(odd)?;
         let content = Seed {
-            hostname: seat.machine.name.clone(),
+            hostname: vm.machine.name.clone(),
             authorized_keys: vec![user],
             host_key: Some(ssh_key::PrivateKey::from_openssh(host_key.private()).map_err(odd)?),
-            network: seat.machine.network.clone(),
+            network: vm.machine.network.clone(),
         };
         // It has a host key in it, so it is made where only the user can look, and its rest is found again.
         let folder =
-            private::scratch(&lab.keys_directory(), &format!(".seed-{}", self.spot.guest))?;
+            private::scratch(&lab.keys_directory(), &format!(".seed-{}", self.guest.name))?;
         let from = Utf8PathBuf::from_path_buf(folder.path().join("seed.img"))
             .map_err(|path| Error::new(Kind::Io, format!("{} is not UTF-8", path.display())))?;
         seed::write(&from, &content)?;
         // What is left of an earlier one; a VM that runs holds its own open.
         let remove = Command::new("find").args([
-            seat.machine.spec.directory.as_str(),
+            vm.machine.spec.directory.as_str(),
             "-maxdepth",
             "1",
             "-name",
             "seed*.img",
             "-delete",
         ]);
-        seat.host.check(&remove).await?;
-        seat.host.put(&from, to, 0o600, &context.feed).await?;
-        let guest = self.spot.guest.clone();
-        context.ledger.creating(Resource::KnownHost { guest }).await?;
-        lab.known_hosts().set(&self.spot.guest, host_key.public())
+        vm.host.check(&remove).await?;
+        vm.host.put(&from, to, 0o600, &context.events).await?;
+        let guest = self.guest.name.clone();
+        context.journal.creating(Resource::KnownHost { guest }).await?;
+        lab.known_hosts().set(&self.guest.name, host_key.public())
     }
 }
 
 #[async_trait]
-impl Action for Place {
+impl Action for CopyImage {
     fn may_disturb(&self) -> bool {
         true
     }
@@ -330,34 +339,34 @@ impl Action for Place {
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
-        let seat = self.spot.seat().await?;
-        let Some(media) = seat.machine.media() else { return Ok(()) };
-        context.ledger.creating(vm_of(&seat.machine, &seat.recorded)).await?;
-        match self.fate(&seat).await? {
-            Fate::Made => {
-                self.note_image(&seat, context).await?;
-                self.put(&seat, media, context).await?;
+        let vm = self.guest.vm().await?;
+        let Some(media) = vm.machine.media() else { return Ok(()) };
+        context.journal.creating(vm_of(&vm.machine, &vm.recorded)).await?;
+        match self.fate(&vm).await? {
+            DiskDecision::Made => {
+                self.note_image(&vm, context).await?;
+                self.put(&vm, media, context).await?;
             }
-            Fate::Replaced { .. } => self.replace(&seat, media, context).await?,
+            DiskDecision::Replaced { .. } => self.replace(&vm, media, context).await?,
             // Nobody writes to a CD: one that is gone may come back.
-            Fate::Stays if is_iso(&seat) && !exists(&*seat.host, media).await? => {
-                self.put(&seat, media, context).await?;
+            DiskDecision::Stays if is_iso(&vm) && !exists(&*vm.host, media).await? => {
+                self.put(&vm, media, context).await?;
             }
-            Fate::Stays | Fate::Kept { .. } => {}
+            DiskDecision::Stays | DiskDecision::Kept { .. } => {}
         }
-        self.seed(&seat, context).await
+        self.seed(&vm, context).await
     }
 }
 
 /// Removes what a guest had before it was made anew, now that it is up.
 pub(super) struct Discard {
-    pub(super) spot: Spot,
+    pub(super) guest: GuestRef,
 }
 
 impl Discard {
     fn kept(&self) -> Result<Vec<Aside>> {
-        let aside = self.spot.world.machines.lab().status()?.aside;
-        Ok(aside.into_iter().filter(|aside| aside.guest == self.spot.guest).collect())
+        let aside = self.guest.lab.machines.lab().status()?.aside;
+        Ok(aside.into_iter().filter(|aside| aside.guest == self.guest.name).collect())
     }
 }
 
@@ -368,20 +377,20 @@ impl Action for Discard {
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
-        let seat = self.spot.seat().await?;
+        let vm = self.guest.vm().await?;
         for aside in self.kept()? {
             let path = aside.kept.clone();
             let remove = Command::new("rm").args(["-rf", "--one-file-system", "--", path.as_str()]);
-            seat.host.check(&remove).await?;
-            let host = seat.recorded.clone();
-            context.ledger.removed(Resource::Directory { host, path }).await?;
+            vm.host.check(&remove).await?;
+            let host = vm.recorded.clone();
+            context.journal.removed(Resource::Directory { host, path }).await?;
         }
         Ok(())
     }
 }
 
-fn is_iso(seat: &Seat) -> bool {
-    matches!(seat.machine.spec.origin, Origin::Made(Media::Iso(_)))
+fn is_iso(vm: &VmHandle) -> bool {
+    matches!(vm.machine.spec.origin, VmOrigin::Made(Media::Iso(_)))
 }
 
 async fn exists(host: &dyn Host, path: &Utf8Path) -> Result<bool> {
@@ -397,7 +406,7 @@ async fn mismatch(host: &dyn Host, path: &Utf8Path, wanted: Sha256) -> Result<Op
         .then(|| format!("{path} has SHA-256 {found}, and {wanted} was verified")))
 }
 
-impl super::World {
+impl super::LabContext {
     /// Returns the image that `machine` was made from, if it is made from one: of a lab that an older nestlab
     /// made, the newest of its name that the lab holds.
     ///
@@ -455,13 +464,13 @@ impl super::World {
         made: ImageFormat,
         context: &Context,
     ) -> Result<VerifiedImage> {
-        let (store, feed, cancel) = (&self.store, &context.feed, &context.cancel);
+        let (store, events, cancel) = (&self.store, &context.events, &context.cancel);
         match manifest.build() {
             Some(_) => {
                 let options = self.build_options(made)?;
-                image::build::build(manifest, store, &options, feed, cancel).await
+                image::build::build(manifest, store, &options, events, cancel).await
             }
-            None => image::fetch(manifest, store, &self.fetch_options(), feed, cancel).await,
+            None => image::fetch(manifest, store, &self.fetch_options(), events, cancel).await,
         }
     }
 
@@ -470,9 +479,9 @@ impl super::World {
         &self,
         image: &VerifiedImage,
         form: ImageFormat,
-        feed: &Feed,
-    ) -> Result<Source> {
-        let proven = Source { path: image.path(), proven: Some(image.sha256()) };
+        events: &EventSink,
+    ) -> Result<PlacedFile> {
+        let proven = PlacedFile { path: image.path(), proven: Some(image.sha256()) };
         let format = match form {
             ImageFormat::Qcow2 => DiskFormat::Qcow2,
             ImageFormat::Raw => DiskFormat::Raw,
@@ -480,7 +489,7 @@ impl super::World {
             ImageFormat::Vmdk => DiskFormat::Vmdk,
             ImageFormat::Ova | ImageFormat::Iso | ImageFormat::LibvirtTarXz => return Ok(proven),
         };
-        let path = image::convert::disk(image, format, feed).await?;
-        Ok(if path == proven.path { proven } else { Source { path, proven: None } })
+        let path = image::convert::disk(image, format, events).await?;
+        Ok(if path == proven.path { proven } else { PlacedFile { path, proven: None } })
     }
 }

@@ -1,17 +1,17 @@
 //! The networks that guests of one host share: what the hypervisor calls them, and what each guest is told
 //! of its place in them.
 
-use super::blueprint::Draft;
+use super::blueprint::GuestResolver;
 use crate::hypervisor::GuestSpec;
 use crate::hypervisor::spec::mac;
 use crate::image::build::seed;
 use crate::recipe::NetworkName;
 use crate::recipe::budget::GuestBudget;
 
-impl Draft<'_> {
+impl GuestResolver<'_> {
     /// Returns the guest's place in the networks that it shares.
-    pub(super) fn network(&self, spec: &GuestSpec) -> seed::Network {
-        let mut place = seed::Network::default();
+    pub(super) fn network(&self, spec: &GuestSpec) -> seed::SeedNetwork {
+        let mut place = seed::SeedNetwork::default();
         for link in &self.values.links {
             place.cards.push(seed::Card {
                 network: link.network.to_string(),

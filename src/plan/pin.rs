@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 
 use super::action::Action;
+use super::context::{GuestRef, unless_unreachable};
 use super::lock::{self, LockedGuest};
 use super::step::{Check, Context};
-use super::world::{Spot, unless_unreachable};
 use crate::error::{Error, Kind, Result};
 use crate::guest::apt::{self, Package, Task};
 use crate::host::Host;
@@ -15,7 +15,7 @@ const LOCK_ANEW: &str = "without --locked the newest is built; `nestlab lock` th
 
 /// Brings every package to the version that a lock names; instead of an upgrade.
 pub(super) struct Pin {
-    pub(super) spot: Spot,
+    pub(super) guest: GuestRef,
     pub(super) locked: LockedGuest,
     /// Whether packages that are not locked go; never in a VM that existed before.
     pub(super) removes: bool,
@@ -33,8 +33,8 @@ impl Pin {
 impl Action for Pin {
     async fn check(&self, context: &Context) -> Result<Check> {
         let look = async {
-            let inside = self.spot.inside(context).await?;
-            let (wrong, surplus) = self.differing(inside.site().host).await?;
+            let session = self.guest.session(context).await?;
+            let (wrong, surplus) = self.differing(session.exec().host).await?;
             Ok(match (wrong.as_slice(), surplus.as_slice()) {
                 ([], []) => Check::Satisfied,
                 ([only], []) => Check::Needed(format!("{only} is locked")),
@@ -49,10 +49,10 @@ impl Action for Pin {
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
-        let inside = self.spot.inside(context).await?;
-        let site = inside.site();
-        let (packages, removed) = self.differing(site.host).await?;
-        let missing = apt::missing(site, &packages).await?;
+        let session = self.guest.session(context).await?;
+        let exec = session.exec();
+        let (packages, removed) = self.differing(exec.host).await?;
+        let missing = apt::missing(exec, &packages).await?;
         if let Some(first) = missing.first() {
             let others = match missing.len() - 1 {
                 0 => String::new(),
@@ -60,12 +60,12 @@ impl Action for Pin {
             };
             let all: Vec<_> = missing.iter().map(ToString::to_string).collect();
             return Err(Error::failed(format!("what is locked cannot be had: {first}{others}"))
-                .on(site.host.name())
+                .on_host(exec.host.name())
                 .tail(all.join("\n").as_bytes())
                 .hint("a mirror keeps only the newest versions: name one that keeps all (a snapshot) as the recipe's `mirror`")
                 .hint(LOCK_ANEW));
         }
-        apt::apply(site, &Task::Pin { packages, removed }).await
+        apt::apply(exec, &Task::Pin { packages, removed }).await
     }
 }
 
@@ -90,18 +90,18 @@ fn differing(locked: &LockedGuest, now: &LockedGuest) -> Result<(Vec<Package>, V
 
 /// Holds a guest to its lock: kernel, hypervisor, packages. It changes nothing.
 pub(super) struct AsLocked {
-    pub(super) spot: Spot,
+    pub(super) guest: GuestRef,
     pub(super) locked: LockedGuest,
 }
 
 impl AsLocked {
     /// Returns what differs, a line each.
     async fn differences(&self, context: &Context) -> Result<Vec<String>> {
-        let inside = self.spot.inside(context).await?;
-        let mut now = lock::installed(inside.site().host).await?;
+        let session = self.guest.session(context).await?;
+        let mut now = lock::installed(session.exec().host).await?;
         if self.locked.packages == now.packages {
             now.hypervisor =
-                lock::hypervisor(&self.spot.world.machines, Some(self.spot.guest.as_str())).await?;
+                lock::hypervisor(&self.guest.lab.machines, Some(self.guest.name.as_str())).await?;
         } else {
             // It may not even be installed.
             now.hypervisor.clone_from(&self.locked.hypervisor);
@@ -122,9 +122,9 @@ impl Action for AsLocked {
 
     async fn apply(&self, context: &Context) -> Result<()> {
         let lines = self.differences(context).await?;
-        let guest = &self.spot.guest;
+        let guest = &self.guest.name;
         Err(Error::failed(format!("{guest} is not as locked: {}", lines.join("; ")))
-            .on(guest)
+            .on_host(guest)
             .tail(lines.join("\n").as_bytes())
             .hint(LOCK_ANEW))
     }

@@ -1,17 +1,17 @@
 //! Which image a guest's disk was made from, which one the recipe wants, and what becomes of the disk.
 
 use super::blueprint::{Machine, MachineImage};
-use super::world::World;
+use super::context::LabContext;
 use crate::error::Result;
 use crate::image::{Manifest, Sha256, VerifiedImage};
-use crate::lab::{DiskImage, Resource, Status};
+use crate::lab::{DiskImage, LabState, Resource};
 
 /// How much of a digest is shown where two are told apart.
 const SHOWN: usize = 12;
 
 /// What becomes of a guest's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum DiskDecision {
     /// It is made: there is none that the guest ever ran with.
     Made,
     /// It stays: it was made from what the recipe wants, or there is nothing to make it from.
@@ -30,37 +30,37 @@ pub(super) enum Fate {
     },
 }
 
-impl Fate {
+impl DiskDecision {
     /// Returns whether the image is needed.
     pub(super) fn takes_the_image(&self) -> bool {
-        matches!(self, Fate::Made | Fate::Replaced { .. })
+        matches!(self, DiskDecision::Made | DiskDecision::Replaced { .. })
     }
 }
 
 /// Returns what differs between the image that the disk of `machine` was made from and the one that the
 /// lab's recipe, as it was last applied, wants for it: `kicksecure-lxqt 18.2.1.9 → 18.2.2.0`. `None` also if
 /// that is not known.
-pub fn outdated(machine: &Machine, known: &Status) -> Option<String> {
+pub fn outdated(machine: &Machine, known: &LabState) -> Option<String> {
     let (made, wanted) = (known.images.get(machine.name.as_str())?, machine.image.as_ref()?);
-    Wanted::of_image(wanted).differs_from(made)
+    WantedImage::of_image(wanted).differs_from(made)
 }
 
 /// What is known of the image that a recipe wants.
-struct Wanted {
+struct WantedImage {
     name: String,
     version: Option<String>,
     sha256: Option<Sha256>,
 }
 
-impl Wanted {
+impl WantedImage {
     fn of_image(image: &MachineImage) -> Self {
         let (version, sha256) = (image.version.clone(), image.sha256);
-        Wanted { name: image.name.to_string(), version, sha256 }
+        WantedImage { name: image.name.to_string(), version, sha256 }
     }
 
     fn of(manifest: &Manifest, found: Option<&VerifiedImage>) -> Self {
         let pinned = manifest.download().and_then(|download| download.sha256);
-        Wanted {
+        WantedImage {
             name: manifest.name().to_string(),
             version: match found {
                 Some(found) => Some(found.version().to_owned()),
@@ -85,15 +85,19 @@ impl Wanted {
     }
 }
 
-impl World {
+impl LabContext {
     /// Returns whether the guest's disk may have been written to by it.
-    pub(super) fn is_used(&self, known: &Status, machine: &Machine) -> bool {
+    pub(super) fn is_used(&self, known: &LabState, machine: &Machine) -> bool {
         known.is_used(&vm_of(machine, &self.machines.blueprint().host_in_journal(machine)))
     }
 
     /// Returns the image that the disk of `machine` was made from. Of a lab that an older nestlab made it is
     /// told by what the lab holds in the store, if only one image can be meant.
-    pub(super) fn made_from(&self, machine: &Machine, known: &Status) -> Result<Option<DiskImage>> {
+    pub(super) fn made_from(
+        &self,
+        machine: &Machine,
+        known: &LabState,
+    ) -> Result<Option<DiskImage>> {
         if let Some(image) = known.images.get(machine.name.as_str()) {
             return Ok(Some(image.clone()));
         }
@@ -110,21 +114,21 @@ impl World {
     }
 
     /// Returns what becomes of the disk of `machine`.
-    pub(super) fn fate(&self, machine: &Machine, known: &Status) -> Result<Fate> {
+    pub(super) fn fate(&self, machine: &Machine, known: &LabState) -> Result<DiskDecision> {
         let guest = machine.name.as_str();
         let manifest = self.images.manifest(&machine.name);
         let (Some(wanted), Some(manifest)) = (&machine.image, manifest) else {
-            return Ok(Fate::Stays);
+            return Ok(DiskDecision::Stays);
         };
         if known.aside.iter().any(|aside| aside.guest == guest && !aside.moved) {
             let why = "its replacement was interrupted".to_owned();
-            return Ok(Fate::Replaced { why });
+            return Ok(DiskDecision::Replaced { why });
         }
         if !self.is_used(known, machine) {
-            return Ok(Fate::Made);
+            return Ok(DiskDecision::Made);
         }
         let found = self.find_image(manifest, wanted.made)?.ok();
-        let wanted = Wanted::of(manifest, found.as_ref());
+        let wanted = WantedImage::of(manifest, found.as_ref());
         let Some(made) = self.made_from(machine, known)? else {
             let why = format!("which image the disk of {guest} was made from is not known");
             return Ok(self.stays_or_not(guest, Some((why, false)), &wanted));
@@ -133,15 +137,22 @@ impl World {
         Ok(self.stays_or_not(guest, differs, &wanted))
     }
 
-    fn stays_or_not(&self, guest: &str, differs: Option<(String, bool)>, wanted: &Wanted) -> Fate {
+    fn stays_or_not(
+        &self,
+        guest: &str,
+        differs: Option<(String, bool)>,
+        wanted: &WantedImage,
+    ) -> DiskDecision {
         let surely = differs.as_ref().is_some_and(|(_, differs)| *differs);
         match differs {
-            Some((why, _)) if self.consent.replaces(guest, surely) => Fate::Replaced { why },
-            None if self.consent.replaces(guest, false) => {
-                Fate::Replaced { why: format!("another from {}", wanted.name) }
+            Some((why, _)) if self.consent.replaces(guest, surely) => {
+                DiskDecision::Replaced { why }
             }
-            Some((why, differs)) => Fate::Kept { why, differs },
-            None => Fate::Stays,
+            None if self.consent.replaces(guest, false) => {
+                DiskDecision::Replaced { why: format!("another from {}", wanted.name) }
+            }
+            Some((why, differs)) => DiskDecision::Kept { why, differs },
+            None => DiskDecision::Stays,
         }
     }
 }
@@ -178,8 +189,8 @@ mod tests {
         }
     }
 
-    fn wanted(name: &str, version: Option<&str>, digest: Option<u8>) -> Wanted {
-        Wanted {
+    fn wanted(name: &str, version: Option<&str>, digest: Option<u8>) -> WantedImage {
+        WantedImage {
             name: name.to_owned(),
             version: version.map(str::to_owned),
             sha256: digest.map(|digest| Sha256::from_bytes([digest; 32])),
@@ -188,13 +199,13 @@ mod tests {
 
     #[test]
     fn another_image_version_or_digest_is_a_difference_and_what_is_not_known_is_none() {
-        let told = |wanted: Wanted| wanted.differs_from(&made("1", 7));
-        assert_eq!(told(wanted("img", Some("1"), Some(7))), None);
-        assert_eq!(told(wanted("img", None, None)), None);
-        assert_eq!(told(wanted("img", Some("2"), None)).as_deref(), Some("img 1 → 2"));
-        let other = told(wanted("other", Some("3"), None));
+        let run_session = |wanted: WantedImage| wanted.differs_from(&made("1", 7));
+        assert_eq!(run_session(wanted("img", Some("1"), Some(7))), None);
+        assert_eq!(run_session(wanted("img", None, None)), None);
+        assert_eq!(run_session(wanted("img", Some("2"), None)).as_deref(), Some("img 1 → 2"));
+        let other = run_session(wanted("other", Some("3"), None));
         assert_eq!(other.as_deref(), Some("img 1 → other 3"));
-        let digest = told(wanted("img", Some("1"), Some(8)));
+        let digest = run_session(wanted("img", Some("1"), Some(8)));
         assert_eq!(digest.as_deref(), Some("img 1: SHA-256 070707070707… → 080808080808…"));
     }
 }

@@ -5,15 +5,16 @@ use std::borrow::Cow;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::blueprint::{self, Blueprint, Login, Machine};
+use super::blueprint::{self, Blueprint, GuestLogin, Machine};
 use super::l0;
-use super::place::{L0, Place};
+use super::vm_place::{L0, VmPlace};
 use crate::error::{Error, Kind, Result};
-use crate::hypervisor::{Firmware, GuestSpec, Media, Origin, Subnet};
+use crate::hypervisor::{Firmware, GuestSpec, Media, Subnet, VmOrigin};
 use crate::image::build::seed;
-use crate::lab::{Entry, Lab, Record, Resource, resources};
+use crate::lab::{JournalEntry, Lab, Record, Resource, resources};
 use crate::recipe::{
-    Amount, Cpus, Guest, GuestSource, HypervisorKind, Mebibytes, Ready, Recipe, RecipeOrigin,
+    Constraint, Cpus, Guest, GuestSource, HypervisorKind, Mebibytes, Readiness, Recipe,
+    RecipeOrigin,
 };
 
 /// Returns the blueprint that the journal of `lab` tells of; `None` if nothing was begun.
@@ -52,7 +53,7 @@ pub(super) fn blueprint(lab: &Lab) -> Result<Option<Blueprint>> {
 /// Returns the blueprint that was last recorded, if this nestlab can read it.
 pub(super) fn recorded(records: &[Record]) -> Option<Blueprint> {
     let blueprint = records.iter().rev().find_map(|record| match &record.entry {
-        Entry::Blueprint { blueprint } => Some(blueprint),
+        JournalEntry::Blueprint { blueprint } => Some(blueprint),
         _ => None,
     })?;
     serde_json::from_value(blueprint.clone()).ok()
@@ -101,18 +102,22 @@ fn machine(lab: &Lab, resource: &Resource, vms: &[Resource]) -> Result<Machine> 
         HypervisorKind::Qemu => "disk.qcow2",
     }));
     let seeded = lab.keys().has_host_key(guest);
-    let network = seed::Network::default();
+    let network = seed::SeedNetwork::default();
     let seed = seeded.then(|| directory.join(network.file_name()));
-    let login =
-        Login { user: user_inside(guest, vms), port: 22, key: None, host_key_injected: seeded };
+    let login = GuestLogin {
+        user: user_inside(guest, vms),
+        port: 22,
+        key: None,
+        host_key_injected: seeded,
+    };
     Ok(Machine {
         name: name(guest)?,
         parent,
         outer: *hypervisor,
-        spec: spec(vm.clone(), directory, Origin::Made(media), seed),
+        spec: spec(vm.clone(), directory, VmOrigin::Made(media), seed),
         image: None,
         login: Some(login),
-        ready: Ready::Ssh,
+        ready: Readiness::Ssh,
         inner: vms.iter().find_map(|other| match other {
             Resource::Vm { host, hypervisor, .. } if host == guest => Some(*hypervisor),
             _ => None,
@@ -127,14 +132,14 @@ fn machine(lab: &Lab, resource: &Resource, vms: &[Resource]) -> Result<Machine> 
 
 /// Returns where a guest of `host` is, which the journal calls so and no guest is called: on the lab's L0, or
 /// on a machine that was that.
-fn former_l0(host: &str) -> Option<Place> {
+fn former_l0(host: &str) -> Option<VmPlace> {
     let this = L0::ThisMachine.to_string();
     let l0 = match host {
         l0::NAME => return None,
         host if host == this => L0::ThisMachine,
         host => L0::Ssh(host.to_owned()),
     };
-    Some(Place { l0, inside: Vec::new() })
+    Some(VmPlace { l0, inside: Vec::new() })
 }
 
 /// Returns where the files of `lab` lie on a machine that nestlab enters as root.
@@ -156,37 +161,42 @@ fn user_inside(guest: &str, vms: &[Resource]) -> String {
 /// Returns the machine of `guest` if its VM existed before nestlab: no record was made of that.
 fn existing(guest: &Guest) -> Option<Machine> {
     let GuestSource::Existing { vm, snapshot_before } = &guest.source else { return None };
-    let origin = Origin::Existing { vm: vm.to_string(), snapshot_before: *snapshot_before };
+    let origin = VmOrigin::Existing { vm: vm.to_string(), snapshot_before: *snapshot_before };
     Some(Machine {
         name: guest.name.value.clone(),
         parent: guest.parent.clone(),
         outer: HypervisorKind::VirtualBox,
         spec: spec(vm.to_string(), Utf8Path::new(""), origin, None),
         image: None,
-        login: guest.ssh.as_ref().map(|ssh| Login {
+        login: guest.ssh.as_ref().map(|ssh| GuestLogin {
             user: ssh.user.to_string(),
             port: ssh.port.get(),
             key: ssh.key.clone(),
             host_key_injected: false,
         }),
-        ready: Ready::Ssh,
+        ready: Readiness::Ssh,
         inner: None,
         further: Vec::new(),
         host_key: None,
         packages: Vec::new(),
-        network: seed::Network::default(),
+        network: seed::SeedNetwork::default(),
         place: None,
     })
 }
 
 /// Returns what is needed of a VM to find, stop and remove it; the rest is the least that there can be.
-fn spec(vm: String, directory: &Utf8Path, origin: Origin, seed: Option<Utf8PathBuf>) -> GuestSpec {
+fn spec(
+    vm: String,
+    directory: &Utf8Path,
+    origin: VmOrigin,
+    seed: Option<Utf8PathBuf>,
+) -> GuestSpec {
     GuestSpec {
         vm,
         directory: directory.to_owned(),
         origin,
-        cpus: Amount::Just(Cpus::ONE),
-        memory: Amount::Just(Mebibytes::gib(1)),
+        cpus: Constraint::Exactly(Cpus::ONE),
+        memory: Constraint::Exactly(Mebibytes::gib(1)),
         disk: None,
         firmware: Firmware::Bios,
         firmware_given: false,

@@ -9,9 +9,9 @@ use super::blueprint::{Blueprint, Machine};
 use super::machines::Machines;
 use super::{l0, recall};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::{Command, Host};
-use crate::lab::{Journal, Lab, Ledger, RECOVERED, Resource};
+use crate::lab::{Journal, JournalWriter, Lab, RECOVERED, Resource};
 use crate::recipe::HypervisorKind;
 
 /// Returns what is to be told of the records of `lab` by every command that reads them.
@@ -57,7 +57,7 @@ pub async fn before_building(blueprint: &Blueprint, lab: &Lab, journal: &Journal
 ///
 /// # Errors
 /// [`Kind::Io`] if the journal cannot be written, and the errors of hosts that answer.
-pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) -> Result<()> {
+pub async fn find_hidden(machines: &Machines, journal: &Journal, events: &EventSink) -> Result<()> {
     if journal.unexamined().is_empty() {
         return Ok(());
     }
@@ -67,16 +67,16 @@ pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) ->
         let vm = &existing.spec.vm;
         let text =
             format!("former settings of {vm} may have been in what is damaged: look at them");
-        feed.notice(Level::Warning, text);
+        events.notice(Level::Warning, text);
     }
     let inner = blueprint.all().filter(|machine| machine.hypervisors().next().is_some());
     let hosts = inner.map(|machine| machine.name.as_str());
     for host in [l0::NAME].into_iter().chain(hosts) {
         match machines.host_in_journal(host).await {
-            Ok(reached) => find_on(machines, host, &*reached, journal, feed).await?,
+            Ok(reached) => find_on(machines, host, &*reached, journal, events).await?,
             // What is in a VM that this lab made goes with the VM.
             Err(error) => {
-                feed.notice(Level::Warning, format!("{host} was not looked at: {error}"));
+                events.notice(Level::Warning, format!("{host} was not looked at: {error}"));
             }
         }
     }
@@ -85,9 +85,9 @@ pub async fn find_hidden(machines: &Machines, journal: &Journal, feed: &Feed) ->
 
 /// Records that all VMs of `blueprint` that the lab makes may be there.
 async fn record_all(blueprint: &Blueprint, journal: &Journal) -> Result<()> {
-    let ledger = Ledger::of_step(journal, RECOVERED);
+    let journal = JournalWriter::of_step(journal, RECOVERED);
     for machine in blueprint.all().filter(|machine| !machine.is_existing()) {
-        ledger.creating(vm(blueprint, machine)).await?;
+        journal.creating(vm(blueprint, machine)).await?;
     }
     Ok(())
 }
@@ -121,7 +121,7 @@ async fn find_on(
     name: &str,
     host: &dyn Host,
     journal: &Journal,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let folder = folder_on(machines, name);
     let look = Command::new("sh").args(["-c", FOLDERS, "nestlab-folders", folder.as_str()]);
@@ -139,12 +139,12 @@ async fn find_on(
         .filter(|resource| resource.host() == name)
         .filter_map(|resource| resource.carries().map(str::to_owned))
         .collect();
-    let ledger = Ledger::of_step(journal, RECOVERED);
+    let journal = JournalWriter::of_step(journal, RECOVERED);
     for (guest, hypervisor) in found.into_iter().filter(|(guest, _)| !known.contains(guest)) {
         let (vm, directory) = (vm_name(machines, name, &guest), folder.join(&guest));
-        feed.notice(Level::Warning, format!("{vm} is on {name}, and no record tells of it"));
+        events.notice(Level::Warning, format!("{vm} is on {name}, and no record tells of it"));
         let host = name.to_owned();
-        ledger.creating(Resource::Vm { host, guest, hypervisor, vm, directory }).await?;
+        journal.creating(Resource::Vm { host, guest, hypervisor, vm, directory }).await?;
     }
     Ok(())
 }

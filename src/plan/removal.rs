@@ -8,31 +8,31 @@ use super::adoption;
 use super::blueprint::Machine;
 use super::machines::Machines;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::{Command, Host};
-use crate::hypervisor::Origin;
-use crate::hypervisor::virtualbox::Former;
+use crate::hypervisor::VmOrigin;
+use crate::hypervisor::virtualbox::SavedSettings;
 use crate::lab::resources::Adopted;
-use crate::lab::{Journal, Ledger, Resource};
+use crate::lab::{Journal, JournalWriter, Resource};
 
 /// Knows how to remove a thing. Removing what is not there succeeds.
 #[async_trait]
 pub trait Remover: Send + Sync {
     /// Removes `resource` and returns once it was seen to be gone.
-    async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()>;
+    async fn remove(&self, resource: &Resource, events: &EventSink) -> Result<()>;
 }
 
 #[async_trait]
 impl Remover for Machines {
-    async fn remove(&self, resource: &Resource, feed: &Feed) -> Result<()> {
+    async fn remove(&self, resource: &Resource, events: &EventSink) -> Result<()> {
         match resource {
             Resource::Vm { guest, .. } => {
                 let machine = self.blueprint().machine_of(self.lab(), resource)?;
-                let seat = self.seat_of(&machine).await?;
-                let spec = &seat.machine.spec;
-                seat.hypervisor.destroy(&*seat.host, spec, feed).await?;
+                let vm = self.vm_handle(&machine).await?;
+                let spec = &vm.machine.spec;
+                vm.hypervisor.destroy(&*vm.host, spec, events).await?;
                 self.forget(guest).await;
-                remove_if_empty(&*seat.host, spec.directory.parent()).await
+                remove_if_empty(&*vm.host, spec.directory.parent()).await
             }
             Resource::Directory { host, path } => {
                 let host = self.host_in_journal(host).await?;
@@ -58,29 +58,35 @@ impl Machines {
     ///
     /// # Errors
     /// [`Kind::Stuck`] for settings that cannot be read; those of VirtualBox.
-    pub async fn restore(&self, adopted: &Adopted, journal: &Journal, feed: &Feed) -> Result<()> {
+    pub async fn restore(
+        &self,
+        adopted: &Adopted,
+        journal: &Journal,
+        events: &EventSink,
+    ) -> Result<()> {
         let host = self.host_in_journal(&adopted.host).await?;
         let former = former(adopted)?;
-        feed.notice(Level::Info, format!("{} gets its former settings back", former.name));
-        self.drivers().virtualbox.restore_former(&*host, &former, feed).await?;
-        let ledger = Ledger::of_step(journal, "restore");
-        ledger.restored(&adopted.host, &adopted.vm).await?;
+        events.notice(Level::Info, format!("{} gets its former settings back", former.name));
+        self.drivers().virtualbox.restore_former(&*host, &former, events).await?;
+        let journal = JournalWriter::of_step(journal, "restore");
+        journal.restored(&adopted.host, &adopted.vm).await?;
         adoption::give_back(self.lab(), adopted)
     }
 
     /// Makes a VM that existed before what it was when the recipe's `snapshot-before` was taken, and removes
     /// that snapshot; returns whether there is one.
-    pub async fn restore_snapshot(&self, adopted: &Adopted, feed: &Feed) -> Result<bool> {
+    pub async fn restore_snapshot(&self, adopted: &Adopted, events: &EventSink) -> Result<bool> {
         let host = self.host_in_journal(&adopted.host).await?;
-        self.drivers().virtualbox.restore_snapshot_before(&*host, &adopted.vm, feed).await
+        self.drivers().virtualbox.restore_snapshot_before(&*host, &adopted.vm, events).await
     }
 }
 
 /// Returns what the VM was before nestlab's first change.
-fn former(adopted: &Adopted) -> Result<Former> {
+fn former(adopted: &Adopted) -> Result<SavedSettings> {
     let mut formers = adopted.settings.iter().map(|settings| {
-        Former::deserialize(settings).map_err(|error| {
-            Error::new(Kind::Stuck, format!("the former settings of {}", adopted.vm)).because(error)
+        SavedSettings::deserialize(settings).map_err(|error| {
+            Error::new(Kind::Stuck, format!("the former settings of {}", adopted.vm))
+                .with_source(error)
         })
     });
     let first = formers.next().ok_or_else(|| Error::internal("nothing was written down"))?;
@@ -99,7 +105,7 @@ impl Machine {
             kept.push("the packages that were installed and upgraded in it");
             kept.push("/var/lib/nestlab");
         }
-        if let Origin::Existing { snapshot_before: true, .. } = self.spec.origin {
+        if let VmOrigin::Existing { snapshot_before: true, .. } = self.spec.origin {
             kept.push("the snapshot nestlab-before");
         }
         kept

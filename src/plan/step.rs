@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::contract::{self, Effect};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::host::Command;
-use crate::lab::Ledger;
+use crate::lab::JournalWriter;
 
 /// A step's name: `guest/what` or `image/name`, unique in its plan and the same in every run.
 #[derive(
@@ -95,22 +95,22 @@ impl Check {
 #[derive(Debug, Clone)]
 pub struct Context {
     /// Where it tells of its progress; stamped with the step's id.
-    pub feed: Feed,
+    pub events: EventSink,
     /// Fires when the run is to end at the next safe point. A step that waits or loops must look at it.
     pub cancel: CancellationToken,
     /// Where it records what it is about to make, before it does; closed while it is only checked.
-    pub ledger: Ledger,
+    pub journal: JournalWriter,
 }
 
 impl Context {
     /// Returns the context for those who only look.
-    pub fn looking(feed: Feed, cancel: CancellationToken) -> Self {
-        Context { feed, cancel, ledger: Ledger::closed() }
+    pub fn looking(events: EventSink, cancel: CancellationToken) -> Self {
+        Context { events, cancel, journal: JournalWriter::closed() }
     }
 
     /// Returns whether what is found to be needed is done next.
     pub(super) fn changes(&self) -> bool {
-        self.ledger.is_open()
+        self.journal.is_open()
     }
 
     /// Returns an [`Kind::Interrupted`] error if the run is to end.

@@ -5,27 +5,27 @@
 //! changes anything but [`prepare`], which is asked for.
 
 mod checks;
-#[cfg(test)]
-mod fixture;
-mod look;
+mod host_files;
+mod host_report;
 mod needs;
 pub mod page;
 pub mod prepare;
 mod record;
-mod survey;
 pub mod systems;
+#[cfg(test)]
+mod test_support;
 mod warnings;
 
 use serde::Serialize;
 
-pub use look::Prober;
+pub use host_report::Prober;
 pub use needs::{Demand, Destination, FORCEABLE, Needs, Stage};
 pub use record::record;
 pub use warnings::tell;
 
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;
-use look::Look;
+use host_report::HostReport;
 
 /// How a check judges what it found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
@@ -108,7 +108,7 @@ impl Finding {
 /// # Errors
 /// Only if `host` cannot be reached. What it lacks is a finding.
 pub async fn run(host: &dyn Host, needs: &Needs, prober: &dyn Prober) -> Result<Vec<Finding>> {
-    let look = Look::take(host, needs, prober).await?;
+    let look = HostReport::take(host, needs, prober).await?;
     let mut findings = checks::judge(&look, needs);
     findings.extend(checks::network::reach(host, needs).await);
     place(&mut findings, host, needs);
@@ -125,7 +125,7 @@ pub async fn run_again(
     needs: &Needs,
     prober: &dyn Prober,
 ) -> Result<Vec<Finding>> {
-    let look = Look::again(host, needs, prober).await?;
+    let look = HostReport::again(host, needs, prober).await?;
     let mut findings = checks::judge_again(&look, needs);
     place(&mut findings, host, needs);
     Ok(findings)
@@ -152,7 +152,7 @@ pub fn require(findings: &[Finding]) -> Result<()> {
     let Some(first) = failed.first() else { return Ok(()) };
     let lines: Vec<_> = failed.iter().map(|it| format!("{}: {}", it.id, it.found)).collect();
     let error = Error::new(Kind::HostCannot, format!("{}: {}", first.id, first.found))
-        .on(&first.host)
+        .on_host(&first.host)
         .tail(lines.join("\n").as_bytes());
     let remedies = failed.iter().flat_map(|finding| finding.remedy.iter().chain(&finding.commands));
     Err(remedies.fold(error, Error::hint))

@@ -4,10 +4,10 @@
 //! nesting switched on in KVM, unless guests run on it.
 
 use super::checks::{self, kvm, processor};
-use super::look::{Look, Prober};
+use super::host_report::{HostReport, Prober};
 use super::needs::Needs;
 use crate::error::{Error, Kind, Result};
-use crate::guest::{Site, apt, kernel};
+use crate::guest::{ExecContext, apt, kernel};
 use crate::host::{Command, Exit};
 use crate::recipe::HypervisorKind;
 
@@ -20,11 +20,11 @@ pub struct Proposal {
     pub commands: Vec<Command>,
     /// What the user must do afterwards, such as log in anew.
     pub afterwards: Option<String>,
-    act: Act,
+    act: Preparation,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Act {
+enum Preparation {
     /// apt, with all its care.
     Apt(apt::Task),
     /// The commands, one after the other.
@@ -42,7 +42,7 @@ enum Packager {
 }
 
 impl Packager {
-    fn of(look: &Look) -> Option<Packager> {
+    fn of(look: &HostReport) -> Option<Packager> {
         let programs = [
             ("/usr/bin/apt-get", Packager::Apt),
             ("/usr/bin/dnf", Packager::Dnf),
@@ -67,24 +67,24 @@ impl Packager {
     }
 }
 
-/// Returns what can be done so that the host of `site` fits `needs`; changes nothing.
+/// Returns what can be done so that the host of `exec` fits `needs`; changes nothing.
 ///
 /// # Errors
 /// Only if the host cannot be reached.
 pub async fn proposals(
-    site: Site<'_>,
+    exec: ExecContext<'_>,
     needs: &Needs,
     prober: &dyn Prober,
 ) -> Result<Vec<Proposal>> {
-    let look = Look::take(site.host, needs, prober).await?;
-    Ok(propose(site, &look, needs))
+    let look = HostReport::take(exec.host, needs, prober).await?;
+    Ok(propose(exec, &look, needs))
 }
 
-fn propose(site: Site<'_>, look: &Look, needs: &Needs) -> Vec<Proposal> {
+fn propose(exec: ExecContext<'_>, look: &HostReport, needs: &Needs) -> Vec<Proposal> {
     // Without a wish, QEMU: it is in every distribution, and emulates where nothing else can be had.
     let kind = needs.hypervisor.unwrap_or(HypervisorKind::Qemu);
     let mut proposals = Vec::new();
-    proposals.extend(install(site, look, kind));
+    proposals.extend(install(exec, look, kind));
     if checks::surroundings::is_container(look) {
         // Modules and devices are those of the host around it.
         return proposals;
@@ -101,7 +101,7 @@ fn propose(site: Site<'_>, look: &Look, needs: &Needs) -> Vec<Proposal> {
     proposals
 }
 
-fn install(site: Site<'_>, look: &Look, kind: HypervisorKind) -> Vec<Proposal> {
+fn install(exec: ExecContext<'_>, look: &HostReport, kind: HypervisorKind) -> Vec<Proposal> {
     if look.probe(kind).is_some_and(Result::is_ok) {
         return Vec::new();
     }
@@ -112,16 +112,21 @@ fn install(site: Site<'_>, look: &Look, kind: HypervisorKind) -> Vec<Proposal> {
     }
     let title = format!("install {}", names.join(" "));
     let argv: &[&str] = match packager {
-        Packager::Apt => return apt_install(site, look, kind, names),
+        Packager::Apt => return apt_install(exec, look, kind, names),
         Packager::Dnf => &["dnf", "--assumeyes", "--setopt=install_weak_deps=False", "install"],
         Packager::Pacman => &["pacman", "--sync", "--needed", "--noconfirm"],
     };
     let command = Command::from_argv(argv.iter().chain(names).copied()).privileged();
-    vec![Proposal { title, commands: vec![command], afterwards: None, act: Act::Run }]
+    vec![Proposal { title, commands: vec![command], afterwards: None, act: Preparation::Run }]
 }
 
 /// Debian and Ubuntu: lists first, and the kernel's headers before a driver is built.
-fn apt_install(site: Site<'_>, look: &Look, kind: HypervisorKind, names: &[&str]) -> Vec<Proposal> {
+fn apt_install(
+    exec: ExecContext<'_>,
+    look: &HostReport,
+    kind: HypervisorKind,
+    names: &[&str],
+) -> Vec<Proposal> {
     let package = |name: &&str| name.parse().expect("a literal name of a package");
     let mut tasks = vec![apt::Task::Update];
     let release = look.survey.kernel();
@@ -134,19 +139,19 @@ fn apt_install(site: Site<'_>, look: &Look, kind: HypervisorKind, names: &[&str]
         .into_iter()
         .map(|task| Proposal {
             title: task.title(),
-            commands: vec![task.command(site.patience)],
+            commands: vec![task.command(exec.patience)],
             afterwards: None,
-            act: Act::Apt(task),
+            act: Preparation::Apt(task),
         })
         .collect()
 }
 
-fn load_kvm(look: &Look) -> Option<Proposal> {
+fn load_kvm(look: &HostReport) -> Option<Proposal> {
     let module = kvm::module(processor::virtualization_of(&look.survey)?);
     (!look.survey.has("/dev/kvm")).then(|| run(format!("load {module}"), &[&["modprobe", module]]))
 }
 
-fn load_vboxdrv(look: &Look) -> Option<Proposal> {
+fn load_vboxdrv(look: &HostReport) -> Option<Proposal> {
     let modules = format!("/lib/modules/{}/", look.survey.kernel());
     let built = look.survey.paths(&modules, "").any(|path| path.contains("/vboxdrv.ko"));
     (built && !look.survey.has("/dev/vboxdrv"))
@@ -159,7 +164,7 @@ const NESTING: &str = "/etc/modprobe.d/nestlab-kvm.conf";
 /// Writes the text "$2" to the file "$1".
 const WRITE: &str = r#"set -eu; printf '%s\n' "$2" >"$1.new"; mv "$1.new" "$1""#;
 
-fn switch_nesting_on(look: &Look) -> Option<Proposal> {
+fn switch_nesting_on(look: &HostReport) -> Option<Proposal> {
     let module = kvm::module(processor::virtualization_of(&look.survey)?);
     let setting = look.survey.parameter(module, "nested")?;
     // A module that is built in cannot be loaded anew, and one with guests must not be.
@@ -176,13 +181,13 @@ fn switch_nesting_on(look: &Look) -> Option<Proposal> {
         &["modprobe", module],
     ];
     let proposal = run(format!("switch nesting on in {module}"), &argvs);
-    Some(Proposal { act: Act::WithoutKvmGuests, ..proposal })
+    Some(Proposal { act: Preparation::WithoutKvmGuests, ..proposal })
 }
 
-fn join(look: &Look, group: &str, device: &str) -> Option<Proposal> {
-    let outside = look.survey.has(device) && !look.survey.usable(device);
+fn join(look: &HostReport, group: &str, device: &str) -> Option<Proposal> {
+    let view = look.survey.has(device) && !look.survey.usable(device);
     let user = kvm::user_name(look)?;
-    if !outside || kvm::is_root(look) || kvm::in_group(look, group) {
+    if !view || kvm::is_root(look) || kvm::in_group(look, group) {
         return None;
     }
     let proposal = run(
@@ -198,7 +203,7 @@ fn run(title: String, argvs: &[&[&str]]) -> Proposal {
         title,
         commands: argvs.iter().map(command).collect(),
         afterwards: None,
-        act: Act::Run,
+        act: Preparation::Run,
     }
 }
 
@@ -206,33 +211,33 @@ fn run(title: String, argvs: &[&[&str]]) -> Proposal {
 ///
 /// # Errors
 /// What the first one that fails says; those behind it are not tried.
-pub async fn apply(site: Site<'_>, proposals: &[Proposal]) -> Result<()> {
+pub async fn apply(exec: ExecContext<'_>, proposals: &[Proposal]) -> Result<()> {
     for proposal in proposals {
-        site.proceed()?;
-        site.feed.doing(proposal.title.clone());
+        exec.proceed()?;
+        exec.events.doing(proposal.title.clone());
         match &proposal.act {
-            Act::Apt(task) => apt::apply(site, task).await?,
-            Act::Run => run_all(site, proposal).await?,
-            Act::WithoutKvmGuests => {
-                refuse_with_kvm_guests(site).await?;
-                run_all(site, proposal).await?;
+            Preparation::Apt(task) => apt::apply(exec, task).await?,
+            Preparation::Run => run_all(exec, proposal).await?,
+            Preparation::WithoutKvmGuests => {
+                refuse_with_kvm_guests(exec).await?;
+                run_all(exec, proposal).await?;
             }
         }
     }
     Ok(())
 }
 
-async fn run_all(site: Site<'_>, proposal: &Proposal) -> Result<()> {
+async fn run_all(exec: ExecContext<'_>, proposal: &Proposal) -> Result<()> {
     for command in &proposal.commands {
-        site.host.check(command).await.map_err(|error| error.context(&proposal.title))?;
+        exec.host.check(command).await.map_err(|error| error.context(&proposal.title))?;
     }
     Ok(())
 }
 
 /// Guests may have been started since the proposal was made.
-async fn refuse_with_kvm_guests(site: Site<'_>) -> Result<()> {
+async fn refuse_with_kvm_guests(exec: ExecContext<'_>) -> Result<()> {
     let ask = Command::new("cat").arg("/proc/modules");
-    let output = site.host.run(&ask).await?;
+    let output = exec.host.run(&ask).await?;
     let modules = output.text();
     let running = modules.lines().any(|line| {
         let fields: Vec<_> = line.split(' ').collect();
@@ -243,7 +248,7 @@ async fn refuse_with_kvm_guests(site: Site<'_>) -> Result<()> {
             Kind::HostCannot,
             "KVM guests run on this host: its settings stay as they are",
         )
-        .on(site.host.name())
+        .on_host(exec.host.name())
         .hint("end them, then run the same command again"));
     }
     Ok(())
@@ -252,13 +257,13 @@ async fn refuse_with_kvm_guests(site: Site<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
-    use crate::preflight::look::Question;
-    use crate::preflight::survey::Survey;
+    use crate::preflight::host_files::HostFiles;
+    use crate::preflight::host_report::HostCommand;
 
     /// An Intel machine that runs KVM as a module, with `users` guests, and what else its files tell.
-    fn intel(users: u32, more: &[(&str, &str)]) -> Survey {
+    fn intel(users: u32, more: &[(&str, &str)]) -> HostFiles {
         let modules = format!("kvm_intel 393216 {users} - Live 0x0\nkvm 1 1 kvm_intel, Live 0x0\n");
         let mut files = vec![
             ("/proc/cpuinfo", "processor : 0\nflags : fpu lm vmx ept\n"),
@@ -266,12 +271,12 @@ mod tests {
             ("/proc/sys/kernel/osrelease", "6.12.41+deb13-amd64\n"),
         ];
         files.extend(more);
-        Survey::of(&files)
+        HostFiles::of(&files)
     }
 
-    fn titles(look: &Look, needs: &Needs) -> Vec<String> {
+    fn titles(look: &HostReport, needs: &Needs) -> Vec<String> {
         let (host, bench) = (Scripted::new("L0"), Bench::new());
-        let proposals = propose(bench.site(&host), look, needs);
+        let proposals = propose(bench.exec(&host), look, needs);
         proposals.into_iter().map(|proposal| proposal.title).collect()
     }
 
@@ -298,7 +303,7 @@ mod tests {
             ("/usr/bin/dnf", HypervisorKind::VirtualBox, &[]),
         ] {
             let survey = intel(0, &[(program, ""), ("/dev/kvm", "")]);
-            let look = Look::of(survey, &[(Question::User, "uid=0(root) gid=0(root)")]);
+            let look = HostReport::of(survey, &[(HostCommand::User, "uid=0(root) gid=0(root)")]);
             assert_eq!(titles(&look, &needs(kind)), titles_wanted, "{program} {kind}");
         }
     }
@@ -307,7 +312,7 @@ mod tests {
     fn nesting_is_switched_on_only_where_no_guest_runs() {
         let nested = "/sys/module/kvm_intel/parameters/nested";
         let proposed = |users| {
-            let look = Look::of(intel(users, &[(nested, "N\n"), ("/dev/kvm", "")]), &[]);
+            let look = HostReport::of(intel(users, &[(nested, "N\n"), ("/dev/kvm", "")]), &[]);
             titles(&look, &needs(HypervisorKind::Qemu))
         };
         assert_eq!(proposed(0), ["switch nesting on in kvm_intel"]);
@@ -318,27 +323,27 @@ mod tests {
     fn nesting_that_somebody_switched_off_on_purpose_stays_off() {
         let nested = ("/sys/module/kvm_intel/parameters/nested", "N\n");
         let on_purpose = ("/etc/modprobe.d/kvm.conf", "options kvm_intel nested=0\n");
-        let look = Look::of(intel(0, &[nested, on_purpose, ("/dev/kvm", "")]), &[]);
+        let look = HostReport::of(intel(0, &[nested, on_purpose, ("/dev/kvm", "")]), &[]);
         assert!(switch_nesting_on(&look).is_none());
     }
 
     #[test]
     fn a_user_who_may_not_use_kvm_joins_its_group_and_a_missing_module_is_loaded() {
-        let look = Look::of(intel(0, &[("/dev/kvm", "")]), &[(Question::User, ANN)]);
+        let look = HostReport::of(intel(0, &[("/dev/kvm", "")]), &[(HostCommand::User, ANN)]);
         assert_eq!(titles(&look, &needs(HypervisorKind::Qemu)), ["let ann use /dev/kvm"]);
-        let look = Look::of(intel(0, &[]), &[(Question::User, ANN)]);
+        let look = HostReport::of(intel(0, &[]), &[(HostCommand::User, ANN)]);
         assert_eq!(titles(&look, &needs(HypervisorKind::Qemu)), ["load kvm_intel"]);
     }
 
     #[test]
     fn a_container_touches_no_module_of_its_host() {
-        let look = Look::of(intel(0, &[("/.dockerenv", "")]), &[(Question::User, ANN)]);
+        let look = HostReport::of(intel(0, &[("/.dockerenv", "")]), &[(HostCommand::User, ANN)]);
         assert!(titles(&look, &needs(HypervisorKind::Qemu)).is_empty());
     }
 
     fn nesting() -> Proposal {
         let nested = "/sys/module/kvm_intel/parameters/nested";
-        let look = Look::of(intel(0, &[(nested, "N\n"), ("/dev/kvm", "")]), &[]);
+        let look = HostReport::of(intel(0, &[(nested, "N\n"), ("/dev/kvm", "")]), &[]);
         switch_nesting_on(&look).expect("is off")
     }
 
@@ -347,7 +352,7 @@ mod tests {
         let host = Scripted::new("L0")
             .expect(["cat", "/proc/modules"])
             .prints("kvm_intel 393216 1 - Live 0x0\n");
-        let error = apply(Bench::new().site(&host), &[nesting()]).await.expect_err("refused");
+        let error = apply(Bench::new().exec(&host), &[nesting()]).await.expect_err("refused");
         assert_eq!(error.kind(), Kind::HostCannot);
     }
 
@@ -362,7 +367,7 @@ mod tests {
             .prints("")
             .expect(["modprobe", "kvm_intel"])
             .prints("");
-        apply(Bench::new().site(&host), &[nesting()]).await.expect("applies");
+        apply(Bench::new().exec(&host), &[nesting()]).await.expect("applies");
     }
 
     #[tokio::test]
@@ -372,7 +377,7 @@ mod tests {
             .fails(1, "modprobe: ERROR: could not insert 'kvm_intel': Operation not supported\n");
         let load = run("load kvm_intel".to_owned(), &[&["modprobe", "kvm_intel"]]);
         let error =
-            apply(Bench::new().site(&host), &[load.clone(), load]).await.expect_err("fails");
+            apply(Bench::new().exec(&host), &[load.clone(), load]).await.expect_err("fails");
         assert!(error.message().starts_with("load kvm_intel"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::look::{Look, Prober, Question};
+use super::host_report::{HostCommand, HostReport, Prober};
 use super::needs::Needs;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -89,7 +89,7 @@ pub async fn record(
     to: &Utf8Path,
 ) -> Result<Vec<Utf8PathBuf>> {
     let needs = Needs::nothing("/");
-    let look = Look::take(host, &needs, prober).await?;
+    let look = HostReport::take(host, &needs, prober).await?;
     fs_err::create_dir(to)?;
     let mut written = Vec::new();
     for (path, content) in look.survey.files() {
@@ -102,18 +102,18 @@ pub async fn record(
     }
     let fixture = fixture(&look, &needs);
     let text = toml::to_string_pretty(&fixture)
-        .map_err(|error| Error::internal("a recording is not TOML").because(error))?;
+        .map_err(|error| Error::internal("a recording is not TOML").with_source(error))?;
     let path = to.join("fixture.toml");
     fs_err::write(&path, text)?;
     written.push(path);
     Ok(written)
 }
 
-fn fixture(look: &Look, needs: &Needs) -> Fixture {
-    let answers = Question::ALL.iter().filter_map(|question| {
+fn fixture(look: &HostReport, needs: &Needs) -> Fixture {
+    let answers = HostCommand::ALL.iter().filter_map(|question| {
         let answer = look.answer(*question)?;
         // The time of a recording is no property of the machine.
-        if *question == Question::Clock {
+        if *question == HostCommand::Clock {
             return None;
         }
         let text = answer.text.clone();

@@ -3,7 +3,7 @@
 //!
 //! DMI is asked before the processor: VirtualBox, for one, calls itself KVM in CPUID.
 
-use super::look::{Look, Question};
+use super::host_report::{HostCommand, HostReport};
 
 /// Whether a system lets its guests run guests of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Support {
 
 /// One sign by which a system is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum SystemMarker {
     /// The DMI field contains the text.
     Dmi(&'static str, &'static str),
     /// There is no DMI table.
@@ -50,40 +50,44 @@ pub enum Sign {
     HypervisorFlag,
 }
 
-impl Sign {
-    fn seen(self, look: &Look) -> bool {
+impl SystemMarker {
+    fn seen(self, look: &HostReport) -> bool {
         let survey = &look.survey;
         match self {
-            Sign::Dmi(field, text) => survey.dmi(field).contains(text),
-            Sign::NoDmi => !survey.has("/sys/class/dmi/id"),
-            Sign::File(path) => survey.has(path),
-            Sign::Text(path, text) => survey.text(path).is_some_and(|found| found.contains(text)),
-            Sign::Virt(name) => look.text(Question::VirtualMachine) == name,
-            Sign::HypervisorFlag => super::checks::processor::has_flag(survey, "hypervisor"),
+            SystemMarker::Dmi(field, text) => survey.dmi(field).contains(text),
+            SystemMarker::NoDmi => !survey.has("/sys/class/dmi/id"),
+            SystemMarker::File(path) => survey.has(path),
+            SystemMarker::Text(path, text) => {
+                survey.text(path).is_some_and(|found| found.contains(text))
+            }
+            SystemMarker::Virt(name) => look.text(HostCommand::VirtualMachine) == name,
+            SystemMarker::HypervisorFlag => {
+                super::checks::processor::has_flag(survey, "hypervisor")
+            }
         }
     }
 
     /// Returns where it is read, for a finding's source.
     fn source(self) -> String {
         match self {
-            Sign::Dmi(field, _) => format!("/sys/class/dmi/id/{field}"),
-            Sign::NoDmi => "/sys/class/dmi".to_owned(),
-            Sign::File(path) | Sign::Text(path, _) => path.to_owned(),
-            Sign::Virt(_) => "systemd-detect-virt --vm".to_owned(),
-            Sign::HypervisorFlag => "/proc/cpuinfo".to_owned(),
+            SystemMarker::Dmi(field, _) => format!("/sys/class/dmi/id/{field}"),
+            SystemMarker::NoDmi => "/sys/class/dmi".to_owned(),
+            SystemMarker::File(path) | SystemMarker::Text(path, _) => path.to_owned(),
+            SystemMarker::Virt(_) => "systemd-detect-virt --vm".to_owned(),
+            SystemMarker::HypervisorFlag => "/proc/cpuinfo".to_owned(),
         }
     }
 }
 
-impl std::fmt::Display for Sign {
+impl std::fmt::Display for SystemMarker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Sign::Dmi(field, text) => write!(f, "DMI `{field}` has `{text}`"),
-            Sign::NoDmi => f.write_str("no DMI table"),
-            Sign::File(path) => write!(f, "`{path}` is there"),
-            Sign::Text(path, text) => write!(f, "`{path}` has `{text}`"),
-            Sign::Virt(name) => write!(f, "`systemd-detect-virt --vm` says `{name}`"),
-            Sign::HypervisorFlag => f.write_str("the processor has the flag `hypervisor`"),
+            SystemMarker::Dmi(field, text) => write!(f, "DMI `{field}` has `{text}`"),
+            SystemMarker::NoDmi => f.write_str("no DMI table"),
+            SystemMarker::File(path) => write!(f, "`{path}` is there"),
+            SystemMarker::Text(path, text) => write!(f, "`{path}` has `{text}`"),
+            SystemMarker::Virt(name) => write!(f, "`systemd-detect-virt --vm` says `{name}`"),
+            SystemMarker::HypervisorFlag => f.write_str("the processor has the flag `hypervisor`"),
         }
     }
 }
@@ -96,7 +100,7 @@ pub struct System {
     /// Its name for people.
     pub name: &'static str,
     /// How it is told: by all signs of one of these lists.
-    pub signs: &'static [&'static [Sign]],
+    pub signs: &'static [&'static [SystemMarker]],
     /// Whether guests can run guests there.
     pub support: Support,
     /// What to do so that they can, or why they cannot.
@@ -112,7 +116,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "wsl1",
         name: "Windows Subsystem for Linux 1",
-        signs: &[&[Sign::Text("/proc/sys/kernel/osrelease", "-Microsoft")]],
+        signs: &[&[SystemMarker::Text("/proc/sys/kernel/osrelease", "-Microsoft")]],
         support: Support::No,
         advice: "It has no Linux kernel; convert the distribution to WSL 2, in PowerShell:",
         commands: &["wsl --set-version <distribution> 2"],
@@ -122,8 +126,8 @@ pub const SYSTEMS: &[System] = &[
         id: "wsl2",
         name: "Windows Subsystem for Linux 2",
         signs: &[
-            &[Sign::Text("/proc/sys/kernel/osrelease", "microsoft-standard-WSL2")],
-            &[Sign::Text("/proc/sys/kernel/osrelease", "WSL2")],
+            &[SystemMarker::Text("/proc/sys/kernel/osrelease", "microsoft-standard-WSL2")],
+            &[SystemMarker::Text("/proc/sys/kernel/osrelease", "WSL2")],
         ],
         support: Support::Setting,
         advice: "Windows 11 passes virtualization on if `%UserProfile%\\.wslconfig` has `nestedVirtualization=true` under `[wsl2]`; use QEMU with KVM, since VirtualBox finds no headers for this kernel. In PowerShell afterwards:",
@@ -133,7 +137,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "qubes-dom0",
         name: "Qubes OS, dom0",
-        signs: &[&[Sign::File("/etc/qubes-release")]],
+        signs: &[&[SystemMarker::File("/etc/qubes-release")]],
         support: Support::No,
         advice: "dom0 is no place for other hypervisors: Xen already has the processor. Use another machine, or name one in the recipe with `[host] ssh`.",
         commands: &[],
@@ -142,7 +146,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "qubes",
         name: "Qubes OS",
-        signs: &[&[Sign::File("/usr/share/qubes/marker-vm")]],
+        signs: &[&[SystemMarker::File("/usr/share/qubes/marker-vm")]],
         support: Support::No,
         advice: "Qubes does not pass hardware virtualization on to its qubes and its developers do not support running VirtualBox or KVM in one. Use another machine, or name one in the recipe with `[host] ssh`.",
         commands: &[],
@@ -151,7 +155,10 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "aws-metal",
         name: "Amazon EC2, bare metal",
-        signs: &[&[Sign::Dmi("sys_vendor", "Amazon EC2"), Sign::Dmi("product_name", ".metal")]],
+        signs: &[&[
+            SystemMarker::Dmi("sys_vendor", "Amazon EC2"),
+            SystemMarker::Dmi("product_name", ".metal"),
+        ]],
         support: Support::Native,
         advice: "Nothing to do.",
         commands: &[],
@@ -160,7 +167,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "aws",
         name: "Amazon EC2",
-        signs: &[&[Sign::Dmi("sys_vendor", "Amazon EC2")]],
+        signs: &[&[SystemMarker::Dmi("sys_vendor", "Amazon EC2")]],
         support: Support::Some,
         advice: "C8i, M8i and R8i instances pass it on with a CPU option, and every `.metal` instance has it; other types do not. For a stopped C8i, M8i or R8i:",
         commands: &[
@@ -171,7 +178,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "google",
         name: "Google Compute Engine",
-        signs: &[&[Sign::Dmi("product_name", "Google Compute Engine")]],
+        signs: &[&[SystemMarker::Dmi("product_name", "Google Compute Engine")]],
         support: Support::Some,
         advice: "Intel machine types (N1, N2, C2, C3 …) pass it on; E2, Arm and most AMD types do not. For a stopped instance set `advancedMachineFeatures: enableNestedVirtualization: true`:",
         commands: &[
@@ -184,9 +191,9 @@ pub const SYSTEMS: &[System] = &[
         id: "azure",
         name: "Microsoft Azure",
         signs: &[&[
-            Sign::Dmi("sys_vendor", "Microsoft Corporation"),
+            SystemMarker::Dmi("sys_vendor", "Microsoft Corporation"),
             // The tag that every machine of Azure has and no other Hyper-V.
-            Sign::Dmi("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"),
+            SystemMarker::Dmi("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"),
         ]],
         support: Support::Some,
         advice: "Sizes of Intel's D, E and F series from v3 on pass it on, with the security type `Standard`; it cannot be switched. Resize to one of them:",
@@ -196,7 +203,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "digitalocean",
         name: "DigitalOcean",
-        signs: &[&[Sign::Dmi("sys_vendor", "DigitalOcean")]],
+        signs: &[&[SystemMarker::Dmi("sys_vendor", "DigitalOcean")]],
         support: Support::Some,
         advice: "Droplets on Intel processors mostly pass vmx on, without a promise; create another one if this one does not.",
         commands: &[],
@@ -205,7 +212,10 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "hetzner",
         name: "Hetzner Cloud",
-        signs: &[&[Sign::Dmi("sys_vendor", "Hetzner"), Sign::Dmi("product_name", "vServer")]],
+        signs: &[&[
+            SystemMarker::Dmi("sys_vendor", "Hetzner"),
+            SystemMarker::Dmi("product_name", "vServer"),
+        ]],
         support: Support::No,
         advice: "Cloud servers do not pass it on; a dedicated server has it.",
         commands: &[],
@@ -214,7 +224,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "oracle-cloud",
         name: "Oracle Cloud",
-        signs: &[&[Sign::Dmi("chassis_asset_tag", "OracleCloud.com")]],
+        signs: &[&[SystemMarker::Dmi("chassis_asset_tag", "OracleCloud.com")]],
         support: Support::Some,
         advice: "Bare metal shapes have it, and Intel VM shapes pass vmx on; Arm shapes cannot run 64-bit x86 guests.",
         commands: &[],
@@ -224,8 +234,8 @@ pub const SYSTEMS: &[System] = &[
         id: "openstack",
         name: "OpenStack",
         signs: &[
-            &[Sign::Dmi("sys_vendor", "OpenStack Foundation")],
-            &[Sign::Dmi("product_name", "OpenStack Nova")],
+            &[SystemMarker::Dmi("sys_vendor", "OpenStack Foundation")],
+            &[SystemMarker::Dmi("product_name", "OpenStack Nova")],
         ],
         support: Support::Setting,
         advice: "On the compute nodes: KVM with nesting, and `cpu_mode = host-passthrough` under `[libvirt]` in nova.conf; then, on each, with no guest running:",
@@ -236,9 +246,9 @@ pub const SYSTEMS: &[System] = &[
         id: "virtualbox",
         name: "VirtualBox",
         signs: &[
-            &[Sign::Dmi("product_name", "VirtualBox")],
-            &[Sign::Dmi("sys_vendor", "innotek GmbH")],
-            &[Sign::Virt("oracle")],
+            &[SystemMarker::Dmi("product_name", "VirtualBox")],
+            &[SystemMarker::Dmi("sys_vendor", "innotek GmbH")],
+            &[SystemMarker::Virt("oracle")],
         ],
         support: Support::Setting,
         advice: "On its host, with this machine off. AMD machines get svm without nested paging, so that their own guests cannot nest any further:",
@@ -248,7 +258,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "vmware",
         name: "VMware",
-        signs: &[&[Sign::Dmi("sys_vendor", "VMware")], &[Sign::Virt("vmware")]],
+        signs: &[&[SystemMarker::Dmi("sys_vendor", "VMware")], &[SystemMarker::Virt("vmware")]],
         support: Support::Setting,
         advice: "On its host, with this machine off: put `vhv.enable = \"TRUE\"` into its .vmx file (Workstation and Fusion: Processors, \"Virtualize Intel VT-x/EPT or AMD-V/RVI\").",
         commands: &["echo 'vhv.enable = \"TRUE\"' >> <vm>.vmx"],
@@ -257,7 +267,10 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "parallels",
         name: "Parallels Desktop",
-        signs: &[&[Sign::Dmi("sys_vendor", "Parallels")], &[Sign::Virt("parallels")]],
+        signs: &[
+            &[SystemMarker::Dmi("sys_vendor", "Parallels")],
+            &[SystemMarker::Virt("parallels")],
+        ],
         support: Support::Setting,
         advice: "In the Pro edition on an Intel Mac, with this machine off; not on Apple silicon:",
         commands: &["prlctl set <vm> --nested-virt on"],
@@ -266,7 +279,10 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "apple",
         name: "Apple's Virtualization framework",
-        signs: &[&[Sign::Dmi("product_name", "Apple Virtualization")], &[Sign::Virt("apple")]],
+        signs: &[
+            &[SystemMarker::Dmi("product_name", "Apple Virtualization")],
+            &[SystemMarker::Virt("apple")],
+        ],
         support: Support::Some,
         advice: "Nesting needs an M3 or newer and macOS 15 or newer, and Macs with such processors run no 64-bit x86 guests at speed: use another machine, with `[host] ssh` in the recipe.",
         commands: &[],
@@ -277,10 +293,10 @@ pub const SYSTEMS: &[System] = &[
         name: "Microsoft Hyper-V",
         signs: &[
             &[
-                Sign::Dmi("sys_vendor", "Microsoft Corporation"),
-                Sign::Dmi("product_name", "Virtual Machine"),
+                SystemMarker::Dmi("sys_vendor", "Microsoft Corporation"),
+                SystemMarker::Dmi("product_name", "Virtual Machine"),
             ],
-            &[Sign::Virt("microsoft")],
+            &[SystemMarker::Virt("microsoft")],
         ],
         support: Support::Setting,
         advice: "On its host, in PowerShell as administrator, with this machine off:",
@@ -290,7 +306,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "xen-dom0",
         name: "Xen, dom0",
-        signs: &[&[Sign::Text("/proc/xen/capabilities", "control_d")]],
+        signs: &[&[SystemMarker::Text("/proc/xen/capabilities", "control_d")]],
         support: Support::No,
         advice: "Xen already has the processor: boot the same system without Xen (in the boot menu, the entry without it) to use KVM or VirtualBox.",
         commands: &[],
@@ -300,10 +316,10 @@ pub const SYSTEMS: &[System] = &[
         id: "xen",
         name: "Xen",
         signs: &[
-            &[Sign::Text("/sys/hypervisor/type", "xen")],
-            &[Sign::Dmi("sys_vendor", "Xen")],
-            &[Sign::File("/proc/xen")],
-            &[Sign::Virt("xen")],
+            &[SystemMarker::Text("/sys/hypervisor/type", "xen")],
+            &[SystemMarker::Dmi("sys_vendor", "Xen")],
+            &[SystemMarker::File("/proc/xen")],
+            &[SystemMarker::Virt("xen")],
         ],
         support: Support::Setting,
         advice: "Experimental in Xen. In this machine's configuration on its host: `type = \"hvm\"`, `hap = 1` and `nestedhvm = 1`; then start it anew:",
@@ -313,7 +329,7 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "bhyve",
         name: "bhyve",
-        signs: &[&[Sign::Dmi("product_name", "BHYVE")], &[Sign::Virt("bhyve")]],
+        signs: &[&[SystemMarker::Dmi("product_name", "BHYVE")], &[SystemMarker::Virt("bhyve")]],
         support: Support::No,
         advice: "bhyve does not pass it on: use another machine, or name one in the recipe with `[host] ssh`.",
         commands: &[],
@@ -322,7 +338,10 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "qemu-tcg",
         name: "QEMU, emulating (TCG)",
-        signs: &[&[Sign::Virt("qemu")], &[Sign::Text("/proc/cpuinfo", "QEMU TCG CPU")]],
+        signs: &[
+            &[SystemMarker::Virt("qemu")],
+            &[SystemMarker::Text("/proc/cpuinfo", "QEMU TCG CPU")],
+        ],
         support: Support::Emulated,
         advice: "TCG emulates AMD's SVM with nested paging, and no VMX. On its host:",
         commands: &["qemu-system-x86_64 -accel tcg,thread=multi -cpu EPYC,+svm,+npt …"],
@@ -332,11 +351,11 @@ pub const SYSTEMS: &[System] = &[
         id: "micro-vm",
         name: "a KVM micro-VM (Firecracker, Cloud Hypervisor, crosvm)",
         signs: &[
-            &[Sign::NoDmi, Sign::Virt("kvm")],
-            &[Sign::NoDmi, Sign::Virt("amazon")],
+            &[SystemMarker::NoDmi, SystemMarker::Virt("kvm")],
+            &[SystemMarker::NoDmi, SystemMarker::Virt("amazon")],
             &[
-                Sign::NoDmi,
-                Sign::Text(
+                SystemMarker::NoDmi,
+                SystemMarker::Text(
                     "/sys/devices/system/clocksource/clocksource0/available_clocksource",
                     "kvm-clock",
                 ),
@@ -351,12 +370,12 @@ pub const SYSTEMS: &[System] = &[
         id: "kvm",
         name: "KVM",
         signs: &[
-            &[Sign::Virt("kvm")],
-            &[Sign::Text(
+            &[SystemMarker::Virt("kvm")],
+            &[SystemMarker::Text(
                 "/sys/devices/system/clocksource/clocksource0/available_clocksource",
                 "kvm-clock",
             )],
-            &[Sign::Dmi("sys_vendor", "QEMU")],
+            &[SystemMarker::Dmi("sys_vendor", "QEMU")],
         ],
         support: Support::Setting,
         advice: "On its host, with no guest running, switch nesting on (kvm_amd: the same), then give this machine the host's processor (libvirt: `<cpu mode='host-passthrough'/>`, QEMU: `-cpu host`, Proxmox: CPU type `host`):",
@@ -369,9 +388,9 @@ pub const SYSTEMS: &[System] = &[
     System {
         id: "unknown-vm",
         name: "a virtual machine of a kind that nestlab does not know",
-        signs: &[&[Sign::HypervisorFlag]],
+        signs: &[&[SystemMarker::HypervisorFlag]],
         support: Support::Some,
-        advice: "Look in the settings of what runs it for nested virtualization.",
+        advice: "HostReport in the settings of what runs it for nested virtualization.",
         commands: &[],
         link: "",
     },
@@ -387,7 +406,7 @@ pub const SYSTEMS: &[System] = &[
 ];
 
 /// Returns the system that `look` shows, and where that was read. Pure.
-pub(super) fn tell(look: &Look) -> (&'static System, String) {
+pub(super) fn tell(look: &HostReport) -> (&'static System, String) {
     let told = SYSTEMS.iter().find_map(|system| {
         let signs = system.signs.iter().find(|signs| signs.iter().all(|sign| sign.seen(look)))?;
         let sources: Vec<_> = signs.iter().map(|sign| sign.source()).collect();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Finding, Verdict};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::lab::Lab;
 use crate::lab::private::Writing;
 
@@ -20,22 +20,22 @@ const SCHEMA: u32 = 1;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Told {
+struct ShownWarnings {
     schema: u32,
     /// What was found, by host and by check.
     told: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-impl Told {
+impl ShownWarnings {
     /// Reads what was told in `lab`; `None` if a newer nestlab keeps it or it cannot be read, which is then left
     /// as it is.
-    fn of(lab: &Lab) -> Option<Told> {
+    fn of(lab: &Lab) -> Option<ShownWarnings> {
         match fs_err::read(lab.directory().join(FILE)) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).ok().filter(|told: &Told| told.schema <= SCHEMA)
-            }
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .ok()
+                .filter(|told: &ShownWarnings| told.schema <= SCHEMA),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Some(Told { schema: SCHEMA, told: BTreeMap::new() })
+                Some(ShownWarnings { schema: SCHEMA, told: BTreeMap::new() })
             }
             Err(_) => None,
         }
@@ -43,28 +43,28 @@ impl Told {
 
     fn keep(&self, lab: &Lab) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::internal("what was told is not JSON").because(error))?;
+            .map_err(|error| Error::internal("what was told is not JSON").with_source(error))?;
         Writing::into_directory(lab.directory())?.write(FILE, &text)
     }
 }
 
-/// Tells on `feed` each warning of `findings`, with its remedy, that was not told in `lab` before, or not in
+/// Tells on `events` each warning of `findings`, with its remedy, that was not told in `lab` before, or not in
 /// these words; one that is gone is told again when it comes back.
 ///
 /// # Errors
 /// [`Kind::Io`] if what was told cannot be kept.
-pub fn tell(lab: &Lab, findings: &[Finding], feed: &Feed) -> Result<()> {
+pub fn tell(lab: &Lab, findings: &[Finding], events: &EventSink) -> Result<()> {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = Told::of(lab);
+    let known = ShownWarnings::of(lab);
     let keeps = known.is_some();
-    let mut known = known.unwrap_or(Told { schema: SCHEMA, told: BTreeMap::new() });
+    let mut known = known.unwrap_or(ShownWarnings { schema: SCHEMA, told: BTreeMap::new() });
     let mut changed = false;
     for finding in findings {
         let of_host = known.told.entry(finding.host.clone()).or_default();
         if finding.verdict != Verdict::Warn {
             changed |= of_host.remove(finding.id).is_some();
         } else if of_host.get(finding.id) != Some(&finding.found) {
-            feed.notice(Level::Warning, words(finding));
+            events.notice(Level::Warning, words(finding));
             of_host.insert(finding.id.to_owned(), finding.found.clone());
             changed = true;
         }
@@ -90,7 +90,7 @@ fn words(finding: &Finding) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::lab::Labs;
 
     fn lab(folder: &tempfile::TempDir) -> Lab {
@@ -117,7 +117,7 @@ mod tests {
             (fine, 2),
             (warning("off, on purpose"), 3),
         ] {
-            tell(&lab, &[finding], &bench.feed()).expect("keeps it");
+            tell(&lab, &[finding], &bench.events()).expect("keeps it");
             assert_eq!(bench.notices().len(), told, "{:?}", bench.notices());
         }
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
         for text in [r#"{"schema": 2, "told": {}}"#, "damaged"] {
             let file = lab.directory().join(FILE);
             fs_err::write(&file, text).expect("writes");
-            tell(&lab, &[warning("off")], &bench.feed()).expect("tells");
+            tell(&lab, &[warning("off")], &bench.events()).expect("tells");
             assert_eq!(fs_err::read_to_string(&file).expect("reads"), text);
         }
         assert_eq!(bench.notices().len(), 2);

@@ -19,15 +19,15 @@ const MOST: usize = 20;
 
 /// A text file in memory, with the name by which messages call it.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct SourceText {
     name: Arc<str>,
     text: Arc<str>,
 }
 
-impl Source {
+impl SourceText {
     /// Returns the file called `name` that holds `text`.
     pub fn new(name: &str, text: &str) -> Self {
-        Source { name: name.into(), text: text.into() }
+        SourceText { name: name.into(), text: text.into() }
     }
 
     /// Returns the name by which messages call it.
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_problem_shows_its_line_with_the_place_underlined() {
-        let source = Source::new("lab.toml", "schema = 1\nmemroy = \"6GiB\"\n");
+        let source = SourceText::new("lab.toml", "schema = 1\nmemroy = \"6GiB\"\n");
         let problem = source.problem(11..17, "unknown key `memroy`").help("did you mean `memory`?");
         assert_eq!((problem.line, problem.column), (2, 1));
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn wide_characters_tabs_and_control_characters_keep_the_underline_in_place() {
-        let source = Source::new("x", "\ta = \"漢字\x1b[31m\" # y");
+        let source = SourceText::new("x", "\ta = \"漢字\x1b[31m\" # y");
         let place = source.text().find('#').expect("is there");
         let problem = source.problem(place..place + 1, "here");
         let lines: Vec<_> = problem.excerpt.lines().collect();
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn an_overlong_line_is_shown_around_the_place() {
         let text = format!("{}HERE{}", "a".repeat(5000), "b".repeat(5000));
-        let problem = Source::new("x", &text).problem(5000..5004, "here");
+        let problem = SourceText::new("x", &text).problem(5000..5004, "here");
         assert!(problem.excerpt.contains("HERE") && problem.excerpt.len() < 600);
         assert_eq!(problem.column, 5001);
     }
@@ -159,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_span_however_odd_makes_a_problem_fail(text in "(?s).{0,60}", start in 0usize..90, len in 0usize..90) {
-            let problem = Source::new("x", &text).problem(start..start + len, "odd");
+            let problem = SourceText::new("x", &text).problem(start..start + len, "odd");
             prop_assert!(problem.line >= 1 && problem.column >= 1);
             prop_assert!(problem.excerpt.contains('^'));
         }

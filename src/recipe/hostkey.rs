@@ -10,7 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::text::text_type;
+use super::types::text_type;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;

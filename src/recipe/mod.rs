@@ -7,30 +7,30 @@
 //! This module reads text and numbers only. It must not know hosts, hypervisors' commands or images'
 //! bytes.
 
-mod amount;
 pub mod budget;
+mod constraint;
 pub mod diagnostic;
 pub mod hostkey;
+pub mod keywords;
 mod model;
+mod one_or_many;
 mod read;
 pub mod schema;
-mod several;
 pub mod shipped;
+mod tables;
 #[cfg(test)]
 mod tests;
-pub mod text;
-mod tree;
+pub mod types;
 pub mod units;
 mod validate;
-pub mod words;
 
-pub use amount::Amount;
+pub use constraint::Constraint;
 pub use hostkey::{HostKey, Platform};
-pub use model::At;
-pub use read::SCHEMA;
-pub use shipped::{Shipped, shipped};
-pub use tree::{
+pub use keywords::{Firmware, HypervisorChoice, HypervisorKind, Readiness, ReadyKind, Subnet};
+pub use model::{
     Guest, GuestSource, ImageRef, MAX_LEVEL, Recipe, RecipeHost, RecipeOrigin, SshLogin,
 };
+pub use read::SCHEMA;
+pub use shipped::{Shipped, shipped};
+pub use tables::At;
 pub use units::{Cpus, GuestName, ImageName, LabName, Mebibytes, NetworkName};
-pub use words::{Firmware, HypervisorChoice, HypervisorKind, Ready, ReadyKind, Subnet};

@@ -6,16 +6,16 @@ use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
-use super::diagnostic::{Source, nearest};
-use super::model::RecipeTable;
+use super::diagnostic::{SourceText, nearest};
 use super::schema;
+use super::tables::RecipeTable;
 use crate::error::Problem;
 
 /// The version of the recipe format that this nestlab reads.
 pub const SCHEMA: i64 = 1;
 
 /// Reads the tables of `source`.
-pub(crate) fn tables(source: &Source) -> Result<RecipeTable, Vec<Problem>> {
+pub(crate) fn tables(source: &SourceText) -> Result<RecipeTable, Vec<Problem>> {
     let (mut table, errors) = DeTable::parse_recoverable(source.text());
     if !errors.is_empty() {
         return Err(errors.iter().map(|error| problem(source, error, None)).collect());
@@ -90,7 +90,7 @@ fn items_at(table: &DeTable<'_>, span: &Range<usize>) -> Vec<Range<usize>> {
 }
 
 /// Returns what a parser or a type says, in the words of TOML instead of serde's.
-fn problem(source: &Source, error: &toml::de::Error, span: Option<Range<usize>>) -> Problem {
+fn problem(source: &SourceText, error: &toml::de::Error, span: Option<Range<usize>>) -> Problem {
     let end = source.text().len();
     let message = error
         .message()
@@ -106,7 +106,7 @@ fn problem(source: &Source, error: &toml::de::Error, span: Option<Range<usize>>)
 }
 
 /// A recipe of a later nestlab is told to be just that, whatever else in it is not understood.
-fn newer_schema(source: &Source, table: &DeTable<'_>) -> Option<Problem> {
+fn newer_schema(source: &SourceText, table: &DeTable<'_>) -> Option<Problem> {
     let value = table.get("schema")?;
     let DeValue::Integer(number) = value.get_ref() else { return None };
     let number = i64::from_str_radix(number.as_str(), number.radix()).ok()?;
@@ -122,7 +122,7 @@ fn newer_schema(source: &Source, table: &DeTable<'_>) -> Option<Problem> {
 
 /// Removes the keys of `table` that `schema` does not have, and tells of each.
 fn remove_unknown_keys(
-    source: &Source,
+    source: &SourceText,
     table: &mut DeTable<'_>,
     schema: &Json,
     root: &Json,
@@ -157,7 +157,7 @@ fn remove_unknown_keys(
 }
 
 fn unknown_key<'a>(
-    source: &Source,
+    source: &SourceText,
     key: &Spanned<DeString<'_>>,
     known: impl Iterator<Item = &'a str> + Clone,
 ) -> Problem {

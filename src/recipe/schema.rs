@@ -5,7 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use serde_json::Value as Json;
 
-use super::model::RecipeTable;
+use super::tables::RecipeTable;
 
 /// Returns the JSON Schema (2020-12) of a recipe.
 pub fn recipe() -> Schema {

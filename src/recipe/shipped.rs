@@ -2,8 +2,8 @@
 
 use camino::Utf8Path;
 
-use super::diagnostic::{Source, nearest};
-use super::tree::{Recipe, RecipeOrigin};
+use super::diagnostic::{SourceText, nearest};
+use super::model::{Recipe, RecipeOrigin};
 use crate::error::{Error, Kind, Result};
 
 /// A recipe that is compiled into nestlab.
@@ -22,7 +22,7 @@ impl Shipped {
     /// None for what ships; a test loads each.
     pub fn recipe(&self) -> Result<Recipe> {
         let file = format!("recipes/{}.toml", self.name);
-        Recipe::of(Source::new(&file, self.text), RecipeOrigin::Shipped)
+        Recipe::of(SourceText::new(&file, self.text), RecipeOrigin::Shipped)
     }
 }
 

@@ -169,7 +169,7 @@ impl JsonSchema for Mebibytes {
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Amount".into()
+        "Constraint".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

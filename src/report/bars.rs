@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Report;
-use super::echo::Hidden;
+use super::echo::EchoGuard;
+use super::line_format::LineFormatter;
 use super::row::Row;
-use super::tell::Tell;
 use crate::event::{Event, Progress};
 
 /// How often a row is drawn again, so that its time goes on.
@@ -19,21 +19,21 @@ const TICK: Duration = Duration::from_millis(150);
 /// Shows events on a terminal.
 pub struct Bars {
     multi: MultiProgress,
-    tell: Tell,
+    tell: LineFormatter,
     width: Width,
     tick: Option<Duration>,
-    running: BTreeMap<String, Running>,
+    running: BTreeMap<String, RunningBar>,
     /// Steps that have ended: what is still told of their progress comes too late.
     ended: BTreeSet<String>,
     left: bool,
     /// Dropped when the terminal is left.
-    hidden: Option<Hidden>,
+    hidden: Option<EchoGuard>,
 }
 
 /// Asks for the terminal's width in columns; it may change at any time.
 type Width = Arc<dyn Fn() -> usize + Send + Sync>;
 
-struct Running {
+struct RunningBar {
     bar: ProgressBar,
     row: Arc<Mutex<Row>>,
     rate: Rate,
@@ -41,13 +41,18 @@ struct Running {
 
 impl Bars {
     /// Returns bars on standard error.
-    pub fn on_stderr(tell: Tell) -> Self {
+    pub fn on_stderr(tell: LineFormatter) -> Self {
         let width = || usize::from(console::Term::stderr().size().1);
         let bars = Bars::on(ProgressDrawTarget::stderr(), tell, Arc::new(width), Some(TICK));
-        Bars { hidden: Hidden::begin(), ..bars }
+        Bars { hidden: EchoGuard::begin(), ..bars }
     }
 
-    fn on(target: ProgressDrawTarget, tell: Tell, width: Width, tick: Option<Duration>) -> Self {
+    fn on(
+        target: ProgressDrawTarget,
+        tell: LineFormatter,
+        width: Width,
+        tick: Option<Duration>,
+    ) -> Self {
         let multi = MultiProgress::with_draw_target(target);
         let (running, ended) = (BTreeMap::new(), BTreeSet::new());
         Bars { multi, tell, width, tick, running, ended, left: false, hidden: None }
@@ -63,7 +68,7 @@ impl Bars {
             Some(tick) => bar.enable_steady_tick(tick),
             None => bar.tick(),
         }
-        self.running.insert(step.to_owned(), Running { bar, row, rate: Rate::default() });
+        self.running.insert(step.to_owned(), RunningBar { bar, row, rate: Rate::default() });
     }
 
     /// A style whose one field is the row, drawn for the width that the terminal has then.
@@ -181,12 +186,12 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::event::{Failure, Level};
-    use crate::report::{Paint, Style};
+    use crate::report::{Style, Theme};
 
     fn bars(columns: u16) -> (InMemoryTerm, Bars) {
         let term = InMemoryTerm::new(20, columns);
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 255);
-        let tell = Tell::new(Style::default(), Paint::new(false), true);
+        let tell = LineFormatter::new(Style::default(), Theme::new(false), true);
         let bars = Bars::on(target, tell, Arc::new(move || usize::from(columns)), None);
         (term, bars)
     }

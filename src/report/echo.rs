@@ -4,16 +4,16 @@
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// The terminal on standard error, with control characters not shown until this is dropped.
-pub(super) struct Hidden(());
+pub(super) struct EchoGuard(());
 
-impl Hidden {
+impl EchoGuard {
     /// Hides them; `None` where they were not shown, or where the terminal is another's.
     pub(super) fn begin() -> Option<Self> {
-        show(false).then_some(Hidden(()))
+        show(false).then_some(EchoGuard(()))
     }
 }
 
-impl Drop for Hidden {
+impl Drop for EchoGuard {
     fn drop(&mut self) {
         show(true);
     }

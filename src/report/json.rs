@@ -18,7 +18,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// An event with its time: one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct EventLine {
     /// The format's number.
     pub schema: u32,
     /// When it happened.
@@ -28,10 +28,10 @@ pub struct Line {
     pub event: Event,
 }
 
-impl Line {
+impl EventLine {
     /// Returns the line for what happens now.
     pub fn now(event: Event) -> Self {
-        Line { schema: SCHEMA, at: Timestamp::now(), event }
+        EventLine { schema: SCHEMA, at: Timestamp::now(), event }
     }
 
     /// Returns the line as JSON, with its end.
@@ -74,7 +74,7 @@ impl<W: Write + Send> Report for Json<W> {
         if self.left || !self.is_due(event, now) {
             return;
         }
-        let line = Line::now(event.clone()).to_json();
+        let line = EventLine::now(event.clone()).to_json();
         // A reader that has gone away does not end a run.
         self.left = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush()).is_err();
     }
@@ -102,7 +102,7 @@ mod tests {
         let text = String::from_utf8(json.out).expect("UTF-8");
         let read: Vec<Event> = text
             .lines()
-            .map(|line| serde_json::from_str::<Line>(line).expect("reads back").event)
+            .map(|line| serde_json::from_str::<EventLine>(line).expect("reads back").event)
             .collect();
         assert_eq!(read, events);
         assert!(text.contains(r#""event":"run-started""#), "{text}");

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::Report;
-use super::tell::Tell;
-use super::words::{self, one_line, percent};
+use super::humanize::{self, one_line, percent};
+use super::line_format::LineFormatter;
 use crate::event::{Event, Progress};
 
 /// How long after a line of a step the next change of what it does may be told.
@@ -17,15 +17,15 @@ const COUNT_EVERY: Duration = Duration::from_secs(20);
 /// Writes plain lines.
 pub struct Lines<W> {
     out: W,
-    tell: Tell,
+    tell: LineFormatter,
     progress: bool,
-    running: BTreeMap<String, Running>,
+    running: BTreeMap<String, RunningLine>,
     /// Steps that have ended: what is still told of their progress comes too late.
     ended: BTreeSet<String>,
     left: bool,
 }
 
-struct Running {
+struct RunningLine {
     title: String,
     /// When its last line was written.
     told_at: Instant,
@@ -38,7 +38,7 @@ struct Running {
 
 impl<W: Write + Send> Lines<W> {
     /// Returns plain lines written to `out`, with progress or without.
-    pub fn new(out: W, tell: Tell, progress: bool) -> Self {
+    pub fn new(out: W, tell: LineFormatter, progress: bool) -> Self {
         let (running, ended) = (BTreeMap::new(), BTreeSet::new());
         Lines { out, tell, progress, running, ended, left: false }
     }
@@ -52,7 +52,7 @@ impl<W: Write + Send> Lines<W> {
 
     fn begin(&mut self, step: &str, title: &str, now: Instant) {
         self.ended.remove(step);
-        let running = Running {
+        let running = RunningLine {
             title: one_line(title),
             told_at: now,
             told: String::new(),
@@ -77,9 +77,9 @@ impl<W: Write + Send> Lines<W> {
             }
             Progress::Bytes { done, total: Some(total) } => {
                 let share = percent(*done, *total);
-                (format!("{share} % of {}", words::bytes(*total)), COUNT_EVERY)
+                (format!("{share} % of {}", humanize::bytes(*total)), COUNT_EVERY)
             }
-            Progress::Bytes { done, total: None } => (words::bytes(*done), COUNT_EVERY),
+            Progress::Bytes { done, total: None } => (humanize::bytes(*done), COUNT_EVERY),
         };
     }
 
@@ -146,10 +146,10 @@ impl<W: Write + Send> Report for Lines<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Paint, Style};
+    use crate::report::{Style, Theme};
 
     fn lines(style: Style) -> Lines<Vec<u8>> {
-        Lines::new(Vec::new(), Tell::new(style, Paint::new(false), false), true)
+        Lines::new(Vec::new(), LineFormatter::new(style, Theme::new(false), false), true)
     }
 
     fn text(lines: &Lines<Vec<u8>>) -> String {

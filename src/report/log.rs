@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::json::Line;
+use super::json::EventLine;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Level, Progress};
 use crate::lab::numbered::Numbered;
@@ -37,7 +37,7 @@ impl RunLog {
         let path = logs(directory).next(KEPT, &format!("-{command}"))?;
         let file =
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(
-                |error| Error::new(Kind::Io, format!("{path} cannot be made")).because(error),
+                |error| Error::new(Kind::Io, format!("{path} cannot be made")).with_source(error),
             )?;
         Ok(RunLog { file, path, room: Some(MOST_OUTPUT) })
     }
@@ -53,7 +53,7 @@ impl RunLog {
         if matches!(event, Event::StepProgress { progress, .. } if count(progress)) {
             return Ok(());
         }
-        let line = Line::now(event.clone()).to_json();
+        let line = EventLine::now(event.clone()).to_json();
         if matches!(event, Event::StepOutput { .. } | Event::StepProgress { .. }) {
             let Some(room) = self.room else { return Ok(()) };
             self.room = room.checked_sub(line.len());
@@ -61,7 +61,7 @@ impl RunLog {
                 let text =
                     format!("more than {} MiB were said, and no more is kept", MOST_OUTPUT >> 20);
                 let notice = Event::Notice { level: Level::Warning, text };
-                return self.file.write_all(Line::now(notice).to_json().as_bytes());
+                return self.file.write_all(EventLine::now(notice).to_json().as_bytes());
             }
         }
         self.file.write_all(line.as_bytes())
@@ -78,7 +78,7 @@ fn logs(directory: &Utf8Path) -> Numbered<'_> {
 }
 
 /// Reads a log. Lines that are not events (a torn last one, or those of a newer nestlab) are left out.
-pub fn read(path: &Utf8Path) -> Result<Vec<Line>> {
+pub fn read(path: &Utf8Path) -> Result<Vec<EventLine>> {
     let bytes = fs_err::read(path)?;
     let lines = bytes.split(|byte| *byte == b'\n');
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
@@ -95,9 +95,9 @@ mod tests {
         (directory, path)
     }
 
-    struct Seen(std::sync::Arc<std::sync::Mutex<Vec<Event>>>);
+    struct LogSummary(std::sync::Arc<std::sync::Mutex<Vec<Event>>>);
 
-    impl Report for Seen {
+    impl Report for LogSummary {
         fn event(&mut self, event: &Event, _: std::time::Instant) {
             self.0.lock().expect("unpoisoned").push(event.clone());
         }
@@ -109,13 +109,13 @@ mod tests {
         let (_keep, directory) = scratch();
         let log = RunLog::create(&directory, "up").expect("makes");
         let path = log.path().to_owned();
-        let reporter = Reporter::showing(Box::new(Seen(Default::default())), Some(log));
-        let feed = reporter.feed().for_step("l1/upgrade");
-        feed.line("Get:1 linux-image");
-        feed.bytes(1, None);
-        feed.doing("unpacking");
+        let reporter = Reporter::showing(Box::new(LogSummary(Default::default())), Some(log));
+        let events = reporter.events().for_step("l1/upgrade");
+        events.line("Get:1 linux-image");
+        events.bytes(1, None);
+        events.doing("unpacking");
         reporter.leave();
-        feed.line("after the terminal was closed");
+        events.line("after the terminal was closed");
         let events: Vec<Event> =
             read(&path).expect("reads").into_iter().map(|line| line.event).collect();
         assert_eq!(events.len(), 3, "{events:?}");
@@ -128,9 +128,10 @@ mod tests {
         let mut log = RunLog::create(&directory, "up").expect("makes");
         log.file = File::open(log.path()).expect("opens for reading only");
         let seen = std::sync::Arc::default();
-        let reporter = Reporter::showing(Box::new(Seen(std::sync::Arc::clone(&seen))), Some(log));
+        let reporter =
+            Reporter::showing(Box::new(LogSummary(std::sync::Arc::clone(&seen))), Some(log));
         for _ in 0..3 {
-            reporter.feed().for_step("l1/x").line("a");
+            reporter.events().for_step("l1/x").line("a");
         }
         let seen = seen.lock().expect("unpoisoned");
         let notices = seen.iter().filter(|event| matches!(event, Event::Notice { .. })).count();

@@ -16,22 +16,22 @@
 
 pub mod bars;
 mod echo;
+pub mod humanize;
 pub mod json;
+pub mod line_format;
 pub mod lines;
 pub mod log;
-pub mod paint;
 pub mod row;
-pub mod tell;
-pub mod words;
+pub mod theme;
 
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use log::RunLog;
-pub use paint::{Color, Paint};
+pub use theme::{ColorMode, Theme};
 
-use crate::event::{Event, Feed, Level};
+use crate::event::{Event, EventSink, Level};
 
 /// How often it is looked whether something that was held back is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ pub struct Style {
     /// Never draw bars, even on a terminal.
     pub no_progress: bool,
     /// Whether to color.
-    pub color: Color,
+    pub color: ColorMode,
 }
 
 /// Shows events to somebody. `now` is handed in, so that tests own the time.
@@ -65,9 +65,9 @@ pub trait Report: Send {
 
 /// Shows events to the user, and keeps them in the log. Cheap to clone.
 #[derive(Clone)]
-pub struct Reporter(Arc<Mutex<Inner>>);
+pub struct Reporter(Arc<Mutex<ReporterState>>);
 
-struct Inner {
+struct ReporterState {
     shown: Box<dyn Report>,
     log: Option<RunLog>,
 }
@@ -77,7 +77,7 @@ impl Reporter {
     pub fn new(style: Style, log: Option<RunLog>) -> Self {
         let terminal = std::io::stderr().is_terminal() && !console::is_dumb();
         let paint = style.color.paint(terminal);
-        let tell = tell::Tell::new(style, paint, terminal && speaks_utf8());
+        let tell = line_format::LineFormatter::new(style, paint, terminal && speaks_utf8());
         let shown: Box<dyn Report> = if style.json {
             Box::new(json::Json::new(std::io::stdout(), style.no_progress))
         } else if terminal && !style.no_progress && !style.quiet {
@@ -90,7 +90,7 @@ impl Reporter {
 
     /// Returns a reporter that shows events through `shown`.
     pub fn showing(shown: Box<dyn Report>, log: Option<RunLog>) -> Self {
-        let inner = Arc::new(Mutex::new(Inner { shown, log }));
+        let inner = Arc::new(Mutex::new(ReporterState { shown, log }));
         let seen = Arc::downgrade(&inner);
         let clock = move || {
             while let Some(inner) = seen.upgrade() {
@@ -105,9 +105,9 @@ impl Reporter {
     }
 
     /// Returns the feed that leads here.
-    pub fn feed(&self) -> Feed {
+    pub fn events(&self) -> EventSink {
         let reporter = self.clone();
-        Feed::new(move |event| reporter.take(&event))
+        EventSink::new(move |event| reporter.take(&event))
     }
 
     /// Puts the terminal in order and shows no more there; the log goes on.
@@ -129,7 +129,7 @@ impl Reporter {
     }
 }
 
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+fn lock(inner: &Mutex<ReporterState>) -> MutexGuard<'_, ReporterState> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use console::{measure_text_width, truncate_str};
 
-use super::paint::Paint;
-use super::words::{self, one_line, percent};
+use super::humanize::{self, one_line, percent};
+use super::theme::Theme;
 use crate::event::Progress;
 
 /// A running step.
@@ -27,10 +27,10 @@ const SPIN_EVERY: Duration = Duration::from_millis(150);
 impl Row {
     /// Returns the row, never wider than `width` columns: the richest form that fits, else the
     /// title cut short.
-    pub fn draw(&self, width: usize, paint: Paint) -> String {
+    pub fn draw(&self, width: usize, paint: Theme) -> String {
         let spin = self.elapsed.as_millis() / SPIN_EVERY.as_millis();
         let spinner = SPINNER[usize::try_from(spin % 4).expect("less than four")];
-        let took = words::duration(self.elapsed);
+        let took = humanize::duration(self.elapsed);
         let title = one_line(&self.title);
         let fixed = 2 + measure_text_width(&title) + 2 + took.len();
         let forms = self.forms(width.saturating_sub(fixed + 2));
@@ -62,7 +62,8 @@ impl Row {
             }
             Some(Progress::Bytes { done, total: Some(total) }) => {
                 let (bar, share) = (bar(*done, *total), format!("{} %", percent(*done, *total)));
-                let of = format!("{share}  {} of {}", words::bytes(*done), words::bytes(*total));
+                let of =
+                    format!("{share}  {} of {}", humanize::bytes(*done), humanize::bytes(*total));
                 let rate = self.rate_words();
                 let left = self.left_words(*done, *total);
                 vec![
@@ -74,7 +75,7 @@ impl Row {
                 ]
             }
             Some(Progress::Bytes { done, total: None }) => {
-                let done = words::bytes(*done);
+                let done = humanize::bytes(*done);
                 vec![format!("{done}{}", self.rate_words()), done]
             }
         }
@@ -82,7 +83,7 @@ impl Row {
 
     fn rate_words(&self) -> String {
         match self.rate {
-            Some(rate) if rate >= 1.0 => format!("  {}/s", words::bytes(rate as u64)),
+            Some(rate) if rate >= 1.0 => format!("  {}/s", humanize::bytes(rate as u64)),
             _ => String::new(),
         }
     }
@@ -92,7 +93,7 @@ impl Row {
         let seconds = self.rate.map(|rate| total.saturating_sub(done) as f64 / rate);
         match seconds.map(Duration::try_from_secs_f64) {
             Some(Ok(left)) if left.as_secs() >= 1 && left.as_secs() < 360_000 => {
-                format!("  {} left", words::duration(Duration::from_secs(left.as_secs())))
+                format!("  {} left", humanize::duration(Duration::from_secs(left.as_secs())))
             }
             _ => String::new(),
         }
@@ -138,7 +139,7 @@ mod tests {
     }
 
     fn drawn(progress: Option<Progress>, width: usize) -> String {
-        row(progress).draw(width, Paint::new(false))
+        row(progress).draw(width, Theme::new(false))
     }
 
     #[test]
@@ -186,7 +187,7 @@ mod tests {
             rate: None,
             elapsed: Duration::ZERO,
         };
-        let drawn = row.draw(1, Paint::new(false));
+        let drawn = row.draw(1, Theme::new(false));
         assert!(measure_text_width(&drawn) <= 1, "{drawn:?}");
     }
 
@@ -197,7 +198,7 @@ mod tests {
         {
             for width in 1..30 {
                 let row = Row { title: title.clone(), ..row(None) };
-                let drawn = row.draw(width, Paint::new(false));
+                let drawn = row.draw(width, Theme::new(false));
                 assert!(measure_text_width(&drawn) <= width, "{drawn:?} in {width}");
             }
         }
@@ -217,7 +218,7 @@ mod tests {
                 rate: None,
                 elapsed: Duration::from_secs(seconds),
             };
-            let drawn = row.draw(width, Paint::new(false));
+            let drawn = row.draw(width, Theme::new(false));
             prop_assert!(measure_text_width(&drawn) <= width, "{drawn:?} in {width}");
             prop_assert!(!drawn.chars().any(char::is_control), "{drawn:?}");
         }

@@ -3,7 +3,7 @@
 
 use crate::support::machine::Machine;
 use camino::{Utf8Path, Utf8PathBuf};
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::image::build::{self, BuildOptions, BuildRecord};
 use nestlab::image::store::Provenance;
 use nestlab::image::{ImageFormat, Manifest, Store, VerifiedImage};
@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 /// Builds into `store`, as nestlab itself does.
 async fn build(store: &Store, manifest: &Manifest, format: ImageFormat) -> VerifiedImage {
     let options = BuildOptions { format: Some(format), ..BuildOptions::default() };
-    let (feed, cancel) = (Feed::silent(), CancellationToken::new());
-    build::build(manifest, store, &options, &feed, &cancel).await.unwrap()
+    let (events, cancel) = (EventSink::silent(), CancellationToken::new());
+    build::build(manifest, store, &options, &events, &cancel).await.unwrap()
 }
 
 /// The store that the tests share, also from one run to the next.

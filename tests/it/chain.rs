@@ -10,7 +10,7 @@ mod inside;
 use std::net::TcpStream;
 use std::path::Path;
 
-use inside::Inside;
+use inside::GuestSession;
 
 use crate::support::emulator::Emulated;
 use crate::support::lab::{Nestlab, processes_naming};
@@ -118,7 +118,7 @@ fn one_command_builds_a_guest_in_virtualbox_in_debian_in_qemu_and_another_takes_
     l1_was_upgraded_and_left_as_it_was_prepared(&l1);
     l2_runs_on_hardware_virtualization(&l1);
     l2_answers_for_itself(&l1);
-    let there = Inside::of(&l1, folder.path());
+    let there = GuestSession::of(&l1, folder.path());
     there.builds_a_guest_that_has_virtualization(&publisher, &release);
     a_second_up_changes_nothing(&l1, &recipe);
     destroy_leaves_nothing(&nestlab);

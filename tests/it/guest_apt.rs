@@ -6,10 +6,10 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::support::debian::{Deb, Debian, index};
-use nestlab::event::{Event, Feed, Progress};
+use nestlab::event::{Event, EventSink, Progress};
 use nestlab::guest::Site;
 use nestlab::guest::apt::{self, Task};
-use nestlab::host::{Command, Host, Patience};
+use nestlab::host::{Command, Host, TimeoutScale};
 use nestlab::{Kind, Result};
 use tokio_util::sync::CancellationToken;
 use wiremock::matchers::any;
@@ -44,7 +44,7 @@ impl Debian {
 /// A Debian to work in, and what it told on the way.
 struct Lab {
     debian: Debian,
-    feed: Feed,
+    events: EventSink,
     told: Arc<Mutex<Vec<Event>>>,
     cancel: CancellationToken,
 }
@@ -59,9 +59,13 @@ impl Lab {
         let debian = Debian::start(size);
         let told = Arc::new(Mutex::new(Vec::new()));
         let sink = told.clone();
-        let feed = Feed::new(move |event| sink.lock().expect("not poisoned").push(event));
-        let lab =
-            Lab { debian, feed: feed.for_step("l1/apt"), told, cancel: CancellationToken::new() };
+        let events = EventSink::new(move |event| sink.lock().expect("not poisoned").push(event));
+        let lab = Lab {
+            debian,
+            events: events.for_step("l1/apt"),
+            told,
+            cancel: CancellationToken::new(),
+        };
         lab.publish(packages);
         lab.debian.write(LIST, LOCAL).await;
         lab
@@ -78,8 +82,8 @@ impl Lab {
     fn site(&self) -> Site<'_> {
         Site {
             host: &self.debian,
-            patience: Patience::NATIVE,
-            feed: &self.feed,
+            patience: TimeoutScale::NATIVE,
+            events: &self.events,
             cancel: &self.cancel,
         }
     }

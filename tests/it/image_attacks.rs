@@ -10,8 +10,8 @@ use crate::support::publisher::signing::{DAY, PgpKey, SignifyKey, Signing, armor
 use crate::support::publisher::{Publisher, Release};
 use camino::Utf8Path;
 use jiff::Timestamp;
-use nestlab::event::Feed;
-use nestlab::image::manifest::Origin;
+use nestlab::event::EventSink;
+use nestlab::image::manifest::VmOrigin;
 use nestlab::image::{FetchOptions, Manifest, Store, fetch};
 use sequoia_openpgp::serialize::SerializeInto as _;
 use sequoia_openpgp::types::{HashAlgorithm, ReasonForRevocation, SignatureType};
@@ -105,9 +105,9 @@ impl Stage {
     }
 
     async fn fetch(&self) -> nestlab::Result<nestlab::image::VerifiedImage> {
-        let manifest = Manifest::parse(&self.manifest, Origin::Text("test".into()))?;
+        let manifest = Manifest::parse(&self.manifest, VmOrigin::Text("test".into()))?;
         let cancel = CancellationToken::new();
-        fetch(&manifest, &self.store, &self.options, &Feed::silent(), &cancel).await
+        fetch(&manifest, &self.store, &self.options, &EventSink::silent(), &cancel).await
     }
 
     /// Counts a server as stalled soon. Which file stalled is in the error: any may on a busy machine.

@@ -9,8 +9,8 @@ use crate::support::publisher::signing::{DAY, PgpKey, Signing, armored, days_ago
 use bytes::Bytes;
 use jiff::Timestamp;
 use nestlab::image::Fingerprint;
-use nestlab::image::proof::Hashing;
-use nestlab::image::proof::openpgp::{Detached, Wanted};
+use nestlab::image::verify::Hashing;
+use nestlab::image::verify::openpgp::{Detached, Wanted};
 use sequoia_openpgp::cert::CertParser;
 use sequoia_openpgp::parse::Parse as _;
 use sequoia_openpgp::serialize::SerializeInto as _;
@@ -328,8 +328,8 @@ impl Archive {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_distributions_own_release_is_accepted_with_its_own_key_and_with_no_other() {
-    use nestlab::event::Feed;
-    use nestlab::image::manifest::{Manifest, Origin};
+    use nestlab::event::EventSink;
+    use nestlab::image::manifest::{Manifest, VmOrigin};
     use nestlab::image::{FetchOptions, Store, fetch};
 
     let folder = tempfile::tempdir().expect("a folder");
@@ -349,14 +349,14 @@ async fn a_distributions_own_release_is_accepted_with_its_own_key_and_with_no_ot
             server.url(),
             archive.keyring
         );
-        Manifest::parse(&text, Origin::Text("test".into())).expect("a manifest")
+        Manifest::parse(&text, VmOrigin::Text("test".into())).expect("a manifest")
     };
     let get = async |manifest: &Manifest| {
         let store = tempfile::tempdir().expect("a folder");
         let root = camino::Utf8Path::from_path(store.path()).expect("UTF-8").join("images");
         let store = Store::open(&root).expect("opens");
         let cancel = tokio_util::sync::CancellationToken::new();
-        fetch(manifest, &store, &FetchOptions::default(), &Feed::silent(), &cancel).await
+        fetch(manifest, &store, &FetchOptions::default(), &EventSink::silent(), &cancel).await
     };
 
     let keyring = fs_err::read(archive.keyring).expect("reads");
@@ -403,8 +403,8 @@ async fn an_index_of(
     server: &crate::support::publisher::server::Server,
     folder: &Path,
 ) {
-    use nestlab::event::Feed;
-    use nestlab::image::manifest::{Manifest, Origin};
+    use nestlab::event::EventSink;
+    use nestlab::image::manifest::{Manifest, VmOrigin};
     use nestlab::image::{FetchOptions, Store, fetch};
 
     let text = std::str::from_utf8(release).expect("UTF-8");
@@ -431,11 +431,11 @@ async fn an_index_of(
          urls = [\"{}/Packages.xz\"]\nsize = {size}\nsha256 = \"{sha256}\"\n",
         server.url()
     );
-    let manifest = Manifest::parse(&text, Origin::Text("test".into())).expect("a manifest");
+    let manifest = Manifest::parse(&text, VmOrigin::Text("test".into())).expect("a manifest");
     let root = camino::Utf8Path::from_path(folder).expect("UTF-8").join("images");
     let store = Store::open(&root).expect("opens");
     let cancel = tokio_util::sync::CancellationToken::new();
-    let image = fetch(&manifest, &store, &FetchOptions::default(), &Feed::silent(), &cancel)
+    let image = fetch(&manifest, &store, &FetchOptions::default(), &EventSink::silent(), &cancel)
         .await
         .expect("the release vouches for it");
     assert_eq!(fs_err::read(image.path()).expect("reads"), index);

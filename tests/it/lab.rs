@@ -9,7 +9,7 @@ use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
-use nestlab::event::{Event, Feed};
+use nestlab::event::{Event, EventSink};
 use nestlab::lab::{Entry, Lab, LabLock, Labs};
 use nestlab::recipe::LabName;
 use nestlab::report::{Report, Reporter, RunLog};
@@ -194,23 +194,23 @@ fn two_that_sweep_at_once_do_not_get_in_each_others_way() {
 }
 
 /// Makes a log of a run of `command` with `events`.
-fn log(bench: &Bench, command: &str, events: impl Fn(&Feed)) {
+fn log(bench: &Bench, command: &str, events: impl Fn(&EventSink)) {
     struct Nobody;
     impl Report for Nobody {
         fn event(&mut self, _: &Event, _: std::time::Instant) {}
         fn leave(&mut self) {}
     }
     let log = RunLog::create(&bench.lab.logs(), command).expect("makes");
-    events(&Reporter::showing(Box::new(Nobody), Some(log)).feed());
+    events(&Reporter::showing(Box::new(Nobody), Some(log)).events());
 }
 
 #[test]
 fn logs_shows_what_programs_said_of_the_guest_and_the_run_asked_for() {
     let bench = Bench::new();
-    log(&bench, "up", |feed| feed.for_step("l1/upgrade").line("the run before"));
-    log(&bench, "up", |feed| {
-        feed.for_step("l1/upgrade").line("Get:1 \x1b[31mlinux-image");
-        feed.for_step("l2/start").line("of another guest");
+    log(&bench, "up", |events| events.for_step("l1/upgrade").line("the run before"));
+    log(&bench, "up", |events| {
+        events.for_step("l1/upgrade").line("Get:1 \x1b[31mlinux-image");
+        events.for_step("l2/start").line("of another guest");
     });
     let all = bench.nestlab(&["logs"]);
     assert!(all.contains("  l1/upgrade | Get:1 linux-image\n"), "{all}");
@@ -231,7 +231,7 @@ fn logs_shows_what_programs_said_of_the_guest_and_the_run_asked_for() {
 #[test]
 fn a_run_or_a_guest_that_is_not_there_is_a_usage_error() {
     let bench = Bench::new();
-    log(&bench, "up", |feed| feed.for_step("l1/upgrade").line("x"));
+    log(&bench, "up", |events| events.for_step("l1/upgrade").line("x"));
     for arguments in [["logs", "--run=2"], ["logs", "l3"]] {
         let output = bench.command(&arguments).output().expect("runs");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -262,7 +262,7 @@ fn gc_lists_a_lab_that_was_cut_off_and_leaves_it_to_up() {
 fn bundle_prints_where_an_archive_without_keys_lies() {
     let bench = Bench::new();
     let key = bench.lab.keys().user().expect("makes");
-    log(&bench, "up", |feed| feed.for_step("l1/x").line(key.private()));
+    log(&bench, "up", |events| events.for_step("l1/x").line(key.private()));
     let path = Utf8PathBuf::from(bench.nestlab(&["bundle"]).trim());
     let unpacked = bench.labs.state_directory().join("unpacked");
     std::fs::create_dir(&unpacked).expect("makes");

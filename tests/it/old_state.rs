@@ -263,8 +263,8 @@ fn a_copy_of_a_lab_ends_nothing_of_the_lab_and_a_moved_one_is_the_lab() {
     let cp = std::process::Command::new("cp").arg("-a").args([golden.lab(), copy.clone()]).status();
     assert!(cp.expect("cp runs").success());
     for command in [&["destroy", "backup", "--yes"][..], &["down", "backup"]] {
-        let way_out = format!("rm -r {copy}");
-        golden.run(command).refused(2, &["is a copy of the one in", &way_out]);
+        let host_key_binding = format!("rm -r {copy}");
+        golden.run(command).refused(2, &["is a copy of the one in", &host_key_binding]);
         assert_eq!(golden.qemus().len(), 1, "{command:?}");
     }
     let shown = golden.ok(&["status", "backup"]);

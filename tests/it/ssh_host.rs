@@ -10,10 +10,10 @@ use camino::Utf8Path;
 use crate::support::dropbear::Dropbear;
 use crate::support::sshd::{Sshd, is_alive, kill_group, until, user};
 use nestlab::Kind;
-use nestlab::event::{Event, Feed, Progress};
+use nestlab::event::{Event, EventSink, Progress};
 use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{Command, Exit, HostRef, Patience, StreamAddress};
+use nestlab::host::{Command, Exit, HostRef, StreamAddress, TimeoutScale};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
@@ -274,20 +274,20 @@ async fn files_of_64_mib_go_there_and_back_unchanged() {
     .collect();
     std::fs::write(&from, &bytes).unwrap();
     let last = Arc::new(Mutex::new(None));
-    let feed = Feed::new({
+    let events = EventSink::new({
         let last = last.clone();
         move |event| *last.lock().unwrap() = Some(event)
     })
     .for_step("l1/put");
     let host = sshd.host();
-    host.put(&from, &there, 0o640, &feed).await.unwrap();
+    host.put(&from, &there, 0o640, &events).await.unwrap();
     let done = Progress::Bytes { done: 64 << 20, total: Some(64 << 20) };
     let event = Event::StepProgress { step: "l1/put".to_owned(), progress: done };
     assert_eq!(*last.lock().unwrap(), Some(event));
     assert!(std::fs::read(&there).unwrap() == bytes);
     assert_eq!(std::fs::metadata(&there).unwrap().permissions().mode() & 0o7777, 0o640);
 
-    host.get(&there, &back, &Feed::silent()).await.unwrap();
+    host.get(&there, &back, &EventSink::silent()).await.unwrap();
     assert!(std::fs::read(&back).unwrap() == bytes);
 }
 
@@ -298,13 +298,13 @@ async fn a_transfer_that_is_cut_leaves_what_was_there_before() {
     let (from, to) = (sshd.path("from"), sshd.path("to"));
     std::fs::File::create(&from).unwrap().set_len(4 << 30).unwrap();
     std::fs::write(&to, "before").unwrap();
-    let feed = Feed::silent();
+    let events = EventSink::silent();
     let part_is_there = || names(&sshd).iter().any(|name| name.ends_with(".part"));
     let cutting = async {
         until(part_is_there).await;
         sshd.cut();
     };
-    let (put, ()) = tokio::join!(host.put(&from, &to, 0o600, &feed), cutting);
+    let (put, ()) = tokio::join!(host.put(&from, &to, 0o600, &events), cutting);
     assert_eq!(put.unwrap_err().kind(), Kind::Unreachable);
     assert_eq!(std::fs::read_to_string(&to).unwrap(), "before");
     until(|| !part_is_there()).await;
@@ -315,10 +315,10 @@ async fn a_file_that_cannot_be_read_or_written_is_told_with_the_reason() {
     let sshd = Sshd::start(&[]);
     let host = sshd.host();
     let (none, to) = (sshd.path("none"), sshd.path("to"));
-    let error = host.get(&none, &to, &Feed::silent()).await.unwrap_err();
+    let error = host.get(&none, &to, &EventSink::silent()).await.unwrap_err();
     assert!(error.output_tail().unwrap().contains("No such file"), "{error:?}");
     assert!(!to.exists());
-    let error = host.put(&sshd.path("user"), &none.join("x"), 0o600, &Feed::silent()).await;
+    let error = host.put(&sshd.path("user"), &none.join("x"), 0o600, &EventSink::silent()).await;
     let error = error.unwrap_err();
     assert!(error.output_tail().unwrap().contains("none"), "{error:?}");
 }
@@ -540,8 +540,8 @@ async fn an_appliance_with_dropbear_and_busybox_is_as_good_a_host() {
 
     let (from, there, back) = (dropbear.path("from"), dropbear.path("it's"), dropbear.path("back"));
     std::fs::write(&from, &input).unwrap();
-    host.put(&from, &there, 0o640, &Feed::silent()).await.unwrap();
-    host.get(&there, &back, &Feed::silent()).await.unwrap();
+    host.put(&from, &there, 0o640, &EventSink::silent()).await.unwrap();
+    host.get(&there, &back, &EventSink::silent()).await.unwrap();
     assert!(std::fs::read(&back).unwrap() == input);
 
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -605,7 +605,7 @@ async fn a_session_at_a_terminal_gets_a_terminal_its_input_and_its_exit_code() {
             key: SshKey::Memory(read("user").into()),
             host_key: HostKeyPolicy::Pinned(vec![read("host.pub")]),
             via: Via::Tcp { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() },
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
         });
         let command = shell("tty; read line; echo \"got <$line>\"; exit 6");
         let exit = ssh.shell(Some(&command)).await.unwrap();

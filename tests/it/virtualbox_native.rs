@@ -6,16 +6,16 @@ mod status;
 
 use crate::support::virtualbox_native::Bench;
 use nestlab::Kind;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::guest::Site;
-use nestlab::guest::readiness::{self, Evidence, Outside};
-use nestlab::host::Patience;
+use nestlab::guest::readiness::{self, Evidence, VmView};
 use nestlab::host::StreamAddress;
-use nestlab::hypervisor::virtualbox::{Former, SNAPSHOT_BEFORE, VirtualBox};
+use nestlab::host::TimeoutScale;
+use nestlab::hypervisor::virtualbox::{SNAPSHOT_BEFORE, SavedSettings, VirtualBox};
 use nestlab::hypervisor::{
-    Actual, Change, Firmware, GuestSpec, Hypervisor, Media, Origin, Power, Stop,
+    Actual, Change, Firmware, GuestSpec, Hypervisor, Media, Power, Stop, VmOrigin,
 };
-use nestlab::recipe::{Amount, Cpus, Mebibytes, Ready};
+use nestlab::recipe::{Constraint, Cpus, Mebibytes, Ready};
 use tokio_util::sync::CancellationToken;
 
 fn names(changes: &[Change]) -> Vec<&str> {
@@ -85,7 +85,7 @@ async fn a_raw_disk_becomes_a_guest_with_uefi() {
     let mut bench = Bench::new(async |host| {
         let raw = host.path("l2.raw");
         host.sh("truncate -s 8M \"$1\"", &[&raw]).await;
-        Origin::Made(Media::Disk(raw.into()))
+        VmOrigin::Made(Media::Disk(raw.into()))
     })
     .await;
     bench.spec.firmware = Firmware::Efi;
@@ -107,7 +107,7 @@ async fn an_iso_is_put_into_a_drive_and_survives_the_guest() {
     let bench = Bench::new(async |host| {
         let iso = host.path("l2.iso");
         host.sh("truncate -s 1M \"$1\"", &[&iso]).await;
-        Origin::Made(Media::Iso(iso.into()))
+        VmOrigin::Made(Media::Iso(iso.into()))
     })
     .await;
     let actual = bench.up().await;
@@ -125,7 +125,7 @@ async fn two_guests_from_copies_of_one_disk_stand_side_by_side() {
         host.vbox(&["closemedium", "disk", &disk]).await;
         let copies = [host.path("a.vdi"), host.path("b.vdi")];
         host.sh("cp \"$1\" \"$2\" && cp \"$1\" \"$3\"", &[&disk, &copies[0], &copies[1]]).await;
-        Origin::Made(Media::Disk(copies[0].clone().into()))
+        VmOrigin::Made(Media::Disk(copies[0].clone().into()))
     })
     .await;
     first.spec.seed = None;
@@ -135,7 +135,7 @@ async fn two_guests_from_copies_of_one_disk_stand_side_by_side() {
         spec: GuestSpec {
             vm: "nestlab-demo-l2b".into(),
             directory: first.host.home.join("lab/l2b"),
-            origin: Origin::Made(Media::Disk(first.host.path("b.vdi").into())),
+            origin: VmOrigin::Made(Media::Disk(first.host.path("b.vdi").into())),
             ..first.spec.clone()
         },
     };
@@ -148,7 +148,7 @@ async fn what_an_interrupted_run_left_is_finished() {
     let bench = Bench::new(async |host| {
         let raw = host.path("l2.raw");
         host.sh("truncate -s 8M \"$1\"", &[&raw]).await;
-        Origin::Made(Media::Disk(raw.into()))
+        VmOrigin::Made(Media::Disk(raw.into()))
     })
     .await;
     // Killed after the VM was created, with one disk converted and known, the other half converted.
@@ -201,7 +201,7 @@ async fn a_guest_whose_settings_file_was_deleted_is_removed() {
 async fn a_vm_of_the_users_is_adopted_with_a_snapshot_and_given_back_as_it_was() {
     let mut bench = Bench::existing("My \"own\" VM", true).await;
     bench.spec.nested = Some(true);
-    bench.spec.cpus = Amount::Just(Cpus::new(2).unwrap());
+    bench.spec.cpus = Constraint::Exactly(Cpus::new(2).unwrap());
     bench.spec.networks = vec!["nestlab-demo-lan".into()];
     let before = bench.host.settings(bench.uuid()).await;
 
@@ -211,7 +211,7 @@ async fn a_vm_of_the_users_is_adopted_with_a_snapshot_and_given_back_as_it_was()
         names(&changes),
         ["snapshot", "cpus", "memory", "nested-hw-virt", "nic2", "intnet2", "natpf1/nestlab-ssh",]
     );
-    let former = Former::before(&actual, &changes);
+    let former = SavedSettings::before(&actual, &changes);
     bench.apply(&changes).await.unwrap();
     assert_eq!(bench.changes().await, []);
     let adopted = bench.inspect().await.unwrap();
@@ -221,27 +221,27 @@ async fn a_vm_of_the_users_is_adopted_with_a_snapshot_and_given_back_as_it_was()
     // What nestlab leaves behind after `destroy`: the VM, as it was.
     bench.destroy().await;
     let kept = serde_json::to_string(&former).unwrap();
-    let former: Former = serde_json::from_str(&kept).unwrap();
-    let feed = Feed::silent();
-    bench.driver.restore_former(bench.host(), &former, &feed).await.unwrap();
+    let former: SavedSettings = serde_json::from_str(&kept).unwrap();
+    let events = EventSink::silent();
+    bench.driver.restore_former(bench.host(), &former, &events).await.unwrap();
     let after = bench.host.settings(bench.uuid()).await;
     let disk = |line: &&String| !line.starts_with("\"Disks-");
     assert_eq!(
         after.iter().filter(disk).collect::<Vec<_>>(),
         before.iter().filter(disk).collect::<Vec<_>>()
     );
-    bench.driver.restore_former(bench.host(), &former, &feed).await.unwrap();
+    bench.driver.restore_former(bench.host(), &former, &events).await.unwrap();
 
     // A VM that its user has removed meanwhile is no reason to fail.
     bench.host.vbox(&["unregistervm", bench.uuid()]).await;
-    bench.driver.restore_former(bench.host(), &former, &feed).await.unwrap();
+    bench.driver.restore_former(bench.host(), &former, &events).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_vm_is_found_by_name_and_a_clone_of_the_same_name_only_by_its_uuid() {
     let bench = Bench::existing("Workstation", false).await;
     let by_name = |name: &str| GuestSpec {
-        origin: Origin::Existing { vm: name.to_owned(), snapshot_before: false },
+        origin: VmOrigin::Existing { vm: name.to_owned(), snapshot_before: false },
         ..bench.spec.clone()
     };
     let found = bench.driver.inspect(bench.host(), &by_name("Workstation")).await.unwrap();
@@ -324,8 +324,8 @@ async fn a_host_key_that_was_set_or_not_set_before_comes_back() {
         bench.driver.set_host_key(bench.host(), &"F9".parse().unwrap()).await.unwrap();
         assert_ne!(raw().await, was);
         let kept = serde_json::to_string(&former).unwrap();
-        let former: Former = serde_json::from_str(&kept).unwrap();
-        bench.driver.restore_former(bench.host(), &former, &Feed::silent()).await.unwrap();
+        let former: SavedSettings = serde_json::from_str(&kept).unwrap();
+        bench.driver.restore_former(bench.host(), &former, &EventSink::silent()).await.unwrap();
         assert_eq!(raw().await, was, "{before:?}");
     }
 }
@@ -338,13 +338,13 @@ async fn a_vm_of_the_users_keeps_its_cpus_and_memory_within_what_its_guests_dema
         (value(&actual, "cpus").to_owned(), value(&actual, "memory").to_owned())
     };
     let (cpus, memory) = (|count| Cpus::new(count).unwrap(), |mib| Mebibytes::new(mib).unwrap());
-    (bench.spec.cpus, bench.spec.memory) = (Amount::Kept, Amount::Kept);
+    (bench.spec.cpus, bench.spec.memory) = (Constraint::Unchanged, Constraint::Unchanged);
     assert_eq!(sizes(&bench).await, ("3".into(), "2048".into()));
-    bench.spec.cpus = Amount::AtMost { most: cpus(4) };
-    bench.spec.memory = Amount::AtLeast { least: memory(1024) };
+    bench.spec.cpus = Constraint::AtMost { most: cpus(4) };
+    bench.spec.memory = Constraint::AtLeast { least: memory(1024) };
     assert_eq!(sizes(&bench).await, ("3".into(), "2048".into()));
-    bench.spec.cpus = Amount::AtMost { most: cpus(2) };
-    bench.spec.memory = Amount::AtLeast { least: memory(3072) };
+    bench.spec.cpus = Constraint::AtMost { most: cpus(2) };
+    bench.spec.memory = Constraint::AtLeast { least: memory(3072) };
     assert_eq!(sizes(&bench).await, ("2".into(), "3072".into()));
 }
 
@@ -353,7 +353,7 @@ async fn without_the_kernel_driver_a_start_is_refused_with_the_headers_to_instal
     let bench = Bench::appliance().await;
     bench.up().await;
     let probe = bench.probe().await;
-    let start = bench.driver.start(bench.host(), &bench.spec, &probe, &Feed::silent()).await;
+    let start = bench.driver.start(bench.host(), &bench.spec, &probe, &EventSink::silent()).await;
     let error = start.unwrap_err();
     assert_eq!(error.kind(), Kind::HostCannot);
     assert!(error.report().contains("linux-headers-"), "{error:?}");
@@ -368,9 +368,9 @@ async fn without_the_kernel_driver_a_start_is_refused_with_the_headers_to_instal
 async fn what_is_off_can_be_stopped_and_shows_neither_screen_nor_properties() {
     let bench = Bench::appliance().await;
     let (driver, host, spec) = (&bench.driver, bench.host(), &bench.spec);
-    driver.stop(host, spec, Stop::Now, &Feed::silent()).await.unwrap();
+    driver.stop(host, spec, Stop::PowerOff, &EventSink::silent()).await.unwrap();
     bench.up().await;
-    driver.stop(host, spec, Stop::Now, &Feed::silent()).await.unwrap();
+    driver.stop(host, spec, Stop::PowerOff, &EventSink::silent()).await.unwrap();
     let to = bench.host.home.join("screen.png");
     assert!(driver.screenshot(host, spec, &to).await.is_err());
     let property = "/VirtualBox/GuestInfo/OS/Product";
@@ -380,8 +380,8 @@ async fn what_is_off_can_be_stopped_and_shows_neither_screen_nor_properties() {
     let value = driver.guest_property(host, spec, property).await.unwrap();
     assert_eq!(value.as_deref(), Some("Linux"));
     assert!(driver.down_because(host, spec).await.unwrap().is_none());
-    let traces = driver.traces(host, spec).await.unwrap();
-    let names: Vec<_> = traces.iter().map(|trace| trace.name.as_str()).collect();
+    let log_files = driver.log_files(host, spec).await.unwrap();
+    let names: Vec<_> = log_files.iter().map(|trace| trace.name.as_str()).collect();
     assert_eq!(names, ["serial", "VBox.log", "VBoxHardening.log"]);
 }
 
@@ -390,7 +390,7 @@ async fn a_disk_that_virtualbox_cannot_read_is_refused_with_its_reason() {
     let bench = Bench::new(async |host| {
         let disk = host.path("l2.qcow2");
         host.sh("echo 'not a disk' > \"$1\"", &[&disk]).await;
-        Origin::Made(Media::Disk(disk.into()))
+        VmOrigin::Made(Media::Disk(disk.into()))
     })
     .await;
     let changes = bench.changes().await;
@@ -403,17 +403,21 @@ async fn a_disk_that_virtualbox_cannot_read_is_refused_with_its_reason() {
 
 /// Returns what the guest additions of the guest of `bench` prove of it now.
 async fn additions(bench: &Bench) -> Option<Evidence> {
-    let (feed, cancel) = (Feed::silent(), CancellationToken::new());
-    let site =
-        Site { host: bench.host(), patience: Patience::NATIVE, feed: &feed, cancel: &cancel };
-    let outside = Outside { host: bench.host(), hypervisor: &bench.driver, spec: &bench.spec };
+    let (events, cancel) = (EventSink::silent(), CancellationToken::new());
+    let site = Site {
+        host: bench.host(),
+        patience: TimeoutScale::NATIVE,
+        events: &events,
+        cancel: &cancel,
+    };
+    let outside = VmView { host: bench.host(), hypervisor: &bench.driver, spec: &bench.spec };
     readiness::look(site, outside, &Ready::GuestAdditions).await.unwrap()
 }
 
 /// Starts the VM of `bench`: everything is done, and then there is no driver to run it.
 async fn starts_in_vain(bench: &Bench) {
-    let (probe, feed) = (bench.probe().await, Feed::silent());
-    let start = bench.driver.start(bench.host(), &bench.spec, &probe, &feed);
+    let (probe, events) = (bench.probe().await, EventSink::silent());
+    let start = bench.driver.start(bench.host(), &bench.spec, &probe, &events);
     start.await.expect_err("there is no driver");
 }
 

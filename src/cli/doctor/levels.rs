@@ -1,6 +1,6 @@
 //! The levels of a lab that is up, each looked at from inside.
 
-use crate::cli::session::Session;
+use crate::cli::session::LabSession;
 use crate::error::{Kind, Result};
 use crate::lab::Lab;
 use crate::lab::status::StepState;
@@ -15,7 +15,7 @@ pub(super) async fn inside(recipe: &Recipe, lab: &Lab) -> Result<Vec<Finding>> {
     if Blueprint::of(lab)?.is_none() {
         return Ok(findings);
     }
-    let machines = Session::of(lab.clone())?.machines;
+    let machines = LabSession::of(lab.clone())?.machines;
     let steps = lab.status()?.steps;
     for guest in recipe.guests() {
         let name = guest.name.as_str();

@@ -13,21 +13,21 @@ use url::Url;
 
 use super::{Globals, output};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::guest::Site;
-use crate::host::{Command, Host, Local, Patience};
+use crate::event::EventSink;
+use crate::guest::ExecContext;
+use crate::host::{Command, Host, Local, TimeoutScale};
 use crate::hypervisor::Drivers;
 use crate::image::build::mirror::Mirror;
 use crate::lab::{Lab, Labs};
-use crate::plan::ground::Ground;
 use crate::plan::images::Images;
 use crate::plan::l0;
+use crate::plan::l0_folder::L0Folder;
 use crate::preflight::{
     self, Destination, FORCEABLE, Finding, Needs, Verdict, prepare as remedies,
 };
 use crate::recipe::{LabName, Recipe};
 
-/// Look whether this machine can do it, and what to do where it cannot
+/// HostReport whether this machine can do it, and what to do where it cannot
 ///
 /// Looks at the processor, the firmware, the system around this machine, its hypervisors, kernel, packages
 /// and resources. With a recipe it is judged by what that recipe needs, also the machine that the recipe
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 
 /// What `--json` answers.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct DoctorAnswer<'a> {
     schema: u32,
     checks: &'a [Finding],
 }
@@ -93,13 +93,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
         findings.extend(levels::inside(recipe, lab).await?);
     }
     if globals.json {
-        output::print_json(&Answer { schema: 1, checks: &findings })?;
+        output::print_json(&DoctorAnswer { schema: 1, checks: &findings })?;
     } else {
         let all = globals.verbosity > 0;
         if let Some(ssh) = recipe.as_ref().and_then(|recipe| recipe.host.ssh.as_ref()) {
             output::print(&format!("L0 is {ssh}\n"))?;
         }
-        output::print(&table::draw(&findings, table::Look::of_stdout(), all))?;
+        output::print(&table::draw(&findings, table::TableLayout::of_stdout(), all))?;
     }
     let fails = needs.recipe.is_some() && preflight::worst(&findings) == Verdict::Fail;
     Ok(ExitCode::from(if fails { Kind::HostCannot.exit_code() } else { 0 }))
@@ -118,7 +118,7 @@ async fn needs(
             ..Needs::nothing(directory)
         });
     };
-    let ground = Ground::of(recipe, lab, host).await?;
+    let ground = L0Folder::of(recipe, lab, host).await?;
     let directory = nearest_folder(host, &ground.directory).await?;
     let images = Images::of(recipe)?;
     let reach = if args.network { destinations(recipe, &images)? } else { Vec::new() };
@@ -135,10 +135,10 @@ pub(super) async fn judge(
     drivers: &Drivers,
     needs: &Needs,
     lab: &Lab,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let findings = preflight::run(host, needs, drivers).await?;
-    preflight::tell(lab, &findings, feed)?;
+    preflight::tell(lab, &findings, events)?;
     preflight::require(&findings)
 }
 
@@ -151,10 +151,10 @@ pub(super) async fn judge_again(
     drivers: &Drivers,
     needs: &Needs,
     lab: &Lab,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let findings = preflight::run_again(host, needs, drivers).await?;
-    preflight::tell(lab, &findings, feed)?;
+    preflight::tell(lab, &findings, events)?;
     preflight::require(&findings)
 }
 
@@ -225,11 +225,12 @@ pub(super) async fn prepare(
     yes: bool,
 ) -> Result<()> {
     let cancel = CancellationToken::new();
-    let feed = Feed::silent();
-    let site = Site { host, patience: Patience::NATIVE, feed: &feed, cancel: &cancel };
-    let proposals = remedies::proposals(site, needs, drivers).await?;
+    let events = EventSink::silent();
+    let exec =
+        ExecContext { host, patience: TimeoutScale::NATIVE, events: &events, cancel: &cancel };
+    let proposals = remedies::proposals(exec, needs, drivers).await?;
     if prepare::agreed(&proposals, host.is_root(), yes)? {
-        remedies::apply(site, &proposals).await?;
+        remedies::apply(exec, &proposals).await?;
         prepare::tell_afterwards(&proposals);
     }
     Ok(())

@@ -6,19 +6,19 @@ use std::fmt::Write as _;
 use unicode_width::UnicodeWidthStr as _;
 
 use crate::preflight::{Finding, Verdict};
-use crate::report::words;
-use crate::report::{Color, Paint};
+use crate::report::humanize;
+use crate::report::{ColorMode, Theme};
 
 /// Where the table is drawn.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct TableLayout {
     /// Columns.
     pub(super) width: usize,
     /// Colors.
-    pub(super) paint: Paint,
+    pub(super) paint: Theme,
 }
 
-impl Look {
+impl TableLayout {
     /// Returns how stdout is drawn on; a pipe gets one long line for each finding.
     pub(super) fn of_stdout() -> Self {
         let terminal = console::Term::stdout();
@@ -26,8 +26,8 @@ impl Look {
             Some((_, columns)) if terminal.is_term() => usize::from(columns).clamp(40, 120),
             _ => usize::MAX,
         };
-        let color = if console::colors_enabled() { Color::Always } else { Color::Never };
-        Look { width, paint: color.paint(terminal.is_term()) }
+        let color = if console::colors_enabled() { ColorMode::Always } else { ColorMode::Never };
+        TableLayout { width, paint: color.paint(terminal.is_term()) }
     }
 }
 
@@ -38,7 +38,7 @@ const NARROW: usize = 72;
 const VERDICT: usize = 8;
 
 /// Returns the table. What does not matter here is left out unless `all` is asked for.
-pub(super) fn draw(findings: &[Finding], look: Look, all: bool) -> String {
+pub(super) fn draw(findings: &[Finding], look: TableLayout, all: bool) -> String {
     let shown: Vec<_> = findings
         .iter()
         .filter(|finding| all || finding.verdict != Verdict::NotApplicable)
@@ -62,7 +62,7 @@ pub(super) fn draw(findings: &[Finding], look: Look, all: bool) -> String {
     out
 }
 
-fn one(out: &mut String, finding: &Finding, names: usize, look: Look, all: bool) {
+fn one(out: &mut String, finding: &Finding, names: usize, look: TableLayout, all: bool) {
     let word = match finding.verdict {
         Verdict::Ok => look.paint.good("ok  "),
         Verdict::Warn => look.paint.warning("warn"),
@@ -92,7 +92,7 @@ fn one(out: &mut String, finding: &Finding, names: usize, look: Look, all: bool)
     }
 }
 
-fn remedy(out: &mut String, finding: &Finding, indent: usize, look: Look) {
+fn remedy(out: &mut String, finding: &Finding, indent: usize, look: TableLayout) {
     let remedy = finding.remedy.as_deref().unwrap_or_default();
     for (number, line) in wrapped(remedy, look.width.saturating_sub(indent + 2)).iter().enumerate()
     {
@@ -105,13 +105,13 @@ fn remedy(out: &mut String, finding: &Finding, indent: usize, look: Look) {
     }
 }
 
-fn summary(out: &mut String, findings: &[Finding], look: Look, all: bool) {
+fn summary(out: &mut String, findings: &[Finding], look: TableLayout, all: bool) {
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let hidden = count(Verdict::NotApplicable);
     let mut parts = vec![
         format!("{} ok", count(Verdict::Ok)),
-        words::count(count(Verdict::Warn), "warning"),
-        words::count(count(Verdict::Fail), "failure"),
+        humanize::count(count(Verdict::Warn), "warning"),
+        humanize::count(count(Verdict::Fail), "failure"),
     ];
     if hidden > 0 && !all {
         parts.push(format!("{hidden} do not matter here (-v shows them)"));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn drawn(width: usize, all: bool) -> String {
-        draw(&findings(), Look { width, paint: Paint::new(false) }, all)
+        draw(&findings(), TableLayout { width, paint: Theme::new(false) }, all)
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
     fn each_level_has_its_part() {
         let inside = Finding { level: 1, host: "l1".to_owned(), ..findings()[0].clone() };
         let all = [findings().remove(0), inside];
-        insta::assert_snapshot!(draw(&all, Look { width: 100, paint: Paint::new(false) }, false), @r"
+        insta::assert_snapshot!(draw(&all, TableLayout { width: 100, paint: Theme::new(false) }, false), @r"
         L0
           ok    architecture  x86_64, Debian GNU/Linux 13 (trixie)
         l1 (level 1)
@@ -215,7 +215,10 @@ mod tests {
 
     #[test]
     fn everything_is_shown_when_asked_for_with_where_it_was_read() {
-        let told = drawn(100, true);
-        assert!(told.contains("container") && told.contains("read from /proc/cpuinfo"), "{told}");
+        let run_session = drawn(100, true);
+        assert!(
+            run_session.contains("container") && run_session.contains("read from /proc/cpuinfo"),
+            "{run_session}"
+        );
     }
 }

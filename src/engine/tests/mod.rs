@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Options, Retry, Summary, run};
 use crate::error::Result;
-use crate::event::{Event, Feed};
+use crate::event::{Event, EventSink};
 use crate::host::Command;
 use crate::lab::{Journal, Lab, Labs};
 use crate::plan::{Check, Context, Plan, Step, StepId};
 
 /// What exists: names.
-type World = Arc<Mutex<BTreeSet<String>>>;
+type LabContext = Arc<Mutex<BTreeSet<String>>>;
 
 type Apply = Arc<dyn Fn(Context) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
@@ -30,7 +30,7 @@ type Apply = Arc<dyn Fn(Context) -> BoxFuture<'static, Result<()>> + Send + Sync
 struct Fake {
     id: StepId,
     needs: Vec<StepId>,
-    world: World,
+    world: LabContext,
     /// What a look at it waits for, if it does not see at once.
     sight: Option<Arc<Notify>>,
     apply: Apply,
@@ -75,7 +75,7 @@ impl Step for Fake {
 struct Bench {
     _scratch: tempfile::TempDir,
     lab: Lab,
-    world: World,
+    world: LabContext,
     steps: Vec<Arc<dyn Step>>,
     events: Arc<Mutex<Vec<Event>>>,
 }
@@ -88,7 +88,7 @@ impl Bench {
         Bench {
             _scratch: scratch,
             lab,
-            world: World::default(),
+            world: LabContext::default(),
             steps: Vec::new(),
             events: Arc::default(),
         }
@@ -132,9 +132,9 @@ impl Bench {
         self.lab.lock(["test"]).and_then(|lock| lock.journal()).expect("nobody else is at work")
     }
 
-    fn feed(&self) -> Feed {
+    fn events(&self) -> EventSink {
         let events = self.events.clone();
-        Feed::new(move |event| events.lock().expect("no test panics with it").push(event))
+        EventSink::new(move |event| events.lock().expect("no test panics with it").push(event))
     }
 
     fn events(&self) -> Vec<Event> {
@@ -148,6 +148,6 @@ impl Bench {
             longest_wait: Duration::from_millis(2),
         };
         let options = Options { command: vec!["test".into()], retry };
-        run(&self.plan(), options, self.journal(), self.feed(), cancel.clone()).await
+        run(&self.plan(), options, self.journal(), self.events(), cancel.clone()).await
     }
 }

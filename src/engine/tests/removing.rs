@@ -2,7 +2,7 @@ use super::*;
 use crate::engine::remove_all;
 use crate::error::{Error, Kind};
 use crate::hypervisor::HypervisorKind;
-use crate::lab::{Entry, Resource};
+use crate::lab::{JournalEntry, Resource};
 use crate::plan::Remover;
 
 fn vm(host: &str, guest: &str) -> Resource {
@@ -27,10 +27,10 @@ struct Reaches {
 
 #[async_trait]
 impl Remover for Reaches {
-    async fn remove(&self, resource: &Resource, _feed: &Feed) -> Result<()> {
+    async fn remove(&self, resource: &Resource, _feed: &EventSink) -> Result<()> {
         self.seen.lock().expect("unpoisoned").push(resource.clone());
         if resource.host() == self.not {
-            return Err(Error::new(Kind::Unreachable, "does not answer").on(self.not));
+            return Err(Error::new(Kind::Unreachable, "does not answer").on_host(self.not));
         }
         Ok(())
     }
@@ -39,7 +39,7 @@ impl Remover for Reaches {
 async fn made(bench: &Bench, resources: &[Resource]) -> Journal {
     let journal = bench.journal();
     for resource in resources {
-        let entry = Entry::Creating { step: None, resource: resource.clone() };
+        let entry = JournalEntry::Creating { step: None, resource: resource.clone() };
         journal.append(entry).await.expect("writes");
     }
     journal
@@ -51,7 +51,8 @@ async fn what_was_made_goes_the_newest_first_and_is_then_forgotten() {
     let resources = [folder("L0", "/seed.img"), vm("L0", "l1"), folder("L0", "/port")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "nowhere", seen: Mutex::default() };
-    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    let removal =
+        remove_all(&journal, &remover, &EventSink::silent(), &CancellationToken::new()).await;
     let mut expected = resources.to_vec();
     expected.reverse();
     assert_eq!(removal.into_result().expect("all is gone"), expected);
@@ -66,7 +67,8 @@ async fn what_is_on_a_guest_goes_with_its_vm_and_the_guest_is_not_even_asked() {
         [vm("L0", "l1"), folder("l1", "/image.ova"), vm("l1", "l2"), folder("l2", "/x")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "l1", seen: Mutex::default() };
-    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    let removal =
+        remove_all(&journal, &remover, &EventSink::silent(), &CancellationToken::new()).await;
     assert!(removal.left.is_empty(), "{:?}", removal.left);
     assert_eq!(removal.removed.last(), Some(&vm("L0", "l1")), "it is forgotten last");
     assert_eq!(removal.removed.len(), 4);
@@ -81,7 +83,8 @@ async fn what_is_on_a_guest_goes_by_itself_if_the_guests_vm_cannot_be_removed() 
         [vm("L0", "l1"), folder("l1", "/image.ova"), vm("l1", "l2"), folder("l2", "/x")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "L0", seen: Mutex::default() };
-    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    let removal =
+        remove_all(&journal, &remover, &EventSink::silent(), &CancellationToken::new()).await;
     assert_eq!(removal.removed, [folder("l2", "/x"), vm("l1", "l2"), folder("l1", "/image.ova")]);
     let seen = [vm("L0", "l1"), vm("l1", "l2"), folder("l1", "/image.ova")];
     assert_eq!(*remover.seen.lock().expect("unpoisoned"), seen);
@@ -94,7 +97,8 @@ async fn what_could_not_be_reached_is_named_and_stays_recorded() {
     let resources = [folder("L0", "/seed.img"), folder("adopted", "/image.ova")];
     let journal = made(&bench, &resources).await;
     let remover = Reaches { not: "adopted", seen: Mutex::default() };
-    let removal = remove_all(&journal, &remover, &Feed::silent(), &CancellationToken::new()).await;
+    let removal =
+        remove_all(&journal, &remover, &EventSink::silent(), &CancellationToken::new()).await;
     assert_eq!(removal.removed, [folder("L0", "/seed.img")]);
     let error = removal.into_result().expect_err("one is left");
     assert_eq!(error.kind(), Kind::Stuck);
@@ -113,16 +117,16 @@ async fn an_interrupted_removal_goes_on_where_it_was() {
     let journal = made(&bench, &[folder("L0", "/a"), folder("L0", "/b")]).await;
     let cancel = CancellationToken::new();
     let user = cancel.clone();
-    let feed = Feed::new(move |event| {
+    let events = EventSink::new(move |event| {
         if matches!(event, Event::StepDone { .. }) {
             user.cancel();
         }
     });
     let remover = Reaches { not: "nowhere", seen: Mutex::default() };
-    let first = remove_all(&journal, &remover, &feed, &cancel).await;
+    let first = remove_all(&journal, &remover, &events, &cancel).await;
     assert_eq!(first.removed, [folder("L0", "/b")]);
     assert_eq!(first.into_result().expect_err("is not through").kind(), Kind::Interrupted);
-    let second = remove_all(&journal, &remover, &feed, &CancellationToken::new()).await;
+    let second = remove_all(&journal, &remover, &events, &CancellationToken::new()).await;
     assert_eq!(second.into_result().expect("goes on"), [folder("L0", "/a")]);
     let lock = journal.lock().clone();
     drop(journal);

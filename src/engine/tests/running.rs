@@ -3,13 +3,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Barrier, Notify};
 
 use super::*;
-use crate::engine::State;
+use crate::engine::StepPhase;
 use crate::error::{Error, Kind};
 use crate::event::Progress;
 use crate::lab::status::StepState;
-use crate::lab::{Entry, Outcome};
+use crate::lab::{JournalEntry, Outcome};
 
-fn ends(summary: &Summary) -> Vec<(&str, State)> {
+fn ends(summary: &Summary) -> Vec<(&str, StepPhase)> {
     summary
         .steps
         .iter()
@@ -113,10 +113,10 @@ async fn after_the_first_failure_nothing_begins_and_what_runs_stops_at_its_next_
     assert_eq!(
         ends(&summary),
         [
-            ("after", State::Skipped),
-            ("fails", State::Failed),
-            ("later", State::Skipped),
-            ("runs", State::Interrupted)
+            ("after", StepPhase::Skipped),
+            ("fails", StepPhase::Failed),
+            ("later", StepPhase::Skipped),
+            ("runs", StepPhase::Interrupted)
         ]
     );
     let error = summary.into_result().expect_err("one failed");
@@ -160,7 +160,7 @@ async fn a_run_that_is_cancelled_before_it_begins_does_nothing() {
     let cancel = CancellationToken::new();
     cancel.cancel();
     let summary = bench.run(&cancel).await;
-    assert_eq!(ends(&summary), [("a", State::Skipped)]);
+    assert_eq!(ends(&summary), [("a", StepPhase::Skipped)]);
     assert_eq!(summary.failure.map(|error| error.kind()), Some(Kind::Interrupted));
     assert!(bench.world.lock().expect("unpoisoned").is_empty());
 }
@@ -185,7 +185,7 @@ async fn a_network_failure_is_tried_again_and_said_each_time() {
     let said = |event: &&Event| matches!(event, Event::Notice { text, .. } if text.contains("the mirror hung up"));
     assert_eq!(bench.events().iter().filter(said).count(), 2);
     let kept = bench.lab.read_journal().expect("reads").records;
-    let notices = kept.iter().filter(|record| matches!(record.entry, Entry::Notice { .. }));
+    let notices = kept.iter().filter(|record| matches!(record.entry, JournalEntry::Notice { .. }));
     assert_eq!(notices.count(), 2);
 }
 
@@ -204,7 +204,7 @@ async fn only_a_look_that_takes_a_while_is_told_of() {
     bench.world.lock().expect("unpoisoned").extend(["fake/quick".into(), "fake/slow".into()]);
     let told = Arc::new(Mutex::new(Vec::new()));
     let seen = told.clone();
-    let feed = Feed::new(move |event| {
+    let events = EventSink::new(move |event| {
         if let Event::StepProgress { step, progress } = event {
             seen.lock().expect("unpoisoned").push((step, progress));
             sight.notify_one();
@@ -212,8 +212,8 @@ async fn only_a_look_that_takes_a_while_is_told_of() {
     });
     let options = Options { command: Vec::new(), retry: Retry::default() };
     let summary =
-        run(&bench.plan(), options, bench.journal(), feed, CancellationToken::new()).await;
-    assert_eq!(ends(&summary), [("quick", State::Right), ("slow", State::Right)]);
+        run(&bench.plan(), options, bench.journal(), events, CancellationToken::new()).await;
+    assert_eq!(ends(&summary), [("quick", StepPhase::Unchanged), ("slow", StepPhase::Unchanged)]);
     let doing = Progress::Doing { what: "looking at how it is".into() };
     assert_eq!(*told.lock().expect("unpoisoned"), [("fake/slow".to_owned(), doing)]);
 }
@@ -239,7 +239,7 @@ async fn waiting_for_another_try_ends_when_the_run_does() {
     bench.step_that("a", &[], |_| async { Err(Error::new(Kind::Network, "no")) });
     let cancel = CancellationToken::new();
     let user = cancel.clone();
-    let feed = Feed::new(move |event| {
+    let events = EventSink::new(move |event| {
         if matches!(event, Event::Notice { .. }) {
             user.cancel();
         }
@@ -250,8 +250,8 @@ async fn waiting_for_another_try_ends_when_the_run_does() {
         longest_wait: Duration::from_secs(1 << 31),
     };
     let options = Options { command: Vec::new(), retry };
-    let summary = run(&bench.plan(), options, bench.journal(), feed, cancel).await;
-    assert_eq!(ends(&summary), [("a", State::Interrupted)]);
+    let summary = run(&bench.plan(), options, bench.journal(), events, cancel).await;
+    assert_eq!(ends(&summary), [("a", StepPhase::Interrupted)]);
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_step_that_panics_has_failed_and_the_run_ends_in_order() {
     bench.step_that("a", &[], |_| async { panic!("out of cheese") });
     bench.step("b", &["a"]);
     let summary = bench.run(&CancellationToken::new()).await;
-    assert_eq!(ends(&summary), [("a", State::Failed), ("b", State::Skipped)]);
+    assert_eq!(ends(&summary), [("a", StepPhase::Failed), ("b", StepPhase::Skipped)]);
     let error = summary.into_result().expect_err("it panicked");
     assert!(error.message().contains("out of cheese"), "{error:?}");
     assert_eq!((error.kind(), error.step()), (Kind::Internal, Some("fake/a")));
@@ -271,7 +271,7 @@ async fn a_stuck_step_is_named_so_and_has_a_way_out() {
     let mut bench = Bench::new();
     bench.step_that("a", &[], |_| async { Err(Error::new(Kind::Stuck, "half imported")) });
     let summary = bench.run(&CancellationToken::new()).await;
-    assert_eq!(ends(&summary), [("a", State::Stuck)]);
+    assert_eq!(ends(&summary), [("a", StepPhase::Stuck)]);
     let error = summary.into_result().expect_err("it is stuck");
     assert!(error.hints()[0].contains("nestlab destroy"), "{error:?}");
     let state = &bench.lab.status().expect("reads").steps["fake/a"].state;

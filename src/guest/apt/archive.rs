@@ -5,19 +5,19 @@ use std::fmt;
 
 use super::Package;
 use crate::error::Result;
-use crate::guest::Site;
+use crate::guest::ExecContext;
 use crate::host::Command;
 
 /// A package's version that no repository has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
+pub struct MissingVersion {
     /// The package, with the version.
     pub package: Package,
     /// The versions that there are, as apt orders them.
     pub instead: Vec<String>,
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let version = self.package.version().unwrap_or_default();
         write!(f, "{} {version} (the archive has ", self.package.name())?;
@@ -32,12 +32,12 @@ impl fmt::Display for Missing {
 ///
 /// # Errors
 /// Those of the host.
-pub async fn missing(site: Site<'_>, packages: &[Package]) -> Result<Vec<Missing>> {
+pub async fn missing(exec: ExecContext<'_>, packages: &[Package]) -> Result<Vec<MissingVersion>> {
     if packages.is_empty() {
         return Ok(Vec::new());
     }
     let ask = Command::new("apt-cache").arg("madison").args(packages.iter().map(Package::name));
-    let answer = site.host.check(&ask).await?.text();
+    let answer = exec.host.check(&ask).await?.text();
     let there = versions(&answer);
     let missing = packages.iter().filter_map(|package| {
         let name = package.name();
@@ -45,7 +45,7 @@ pub async fn missing(site: Site<'_>, packages: &[Package]) -> Result<Vec<Missing
         let plain = name.strip_suffix(":amd64").unwrap_or(name);
         let instead = there.get(name).or_else(|| there.get(plain)).cloned().unwrap_or_default();
         let has = instead.iter().any(|version| package.version() == Some(version));
-        (!has).then(|| Missing { package: package.clone(), instead })
+        (!has).then(|| MissingVersion { package: package.clone(), instead })
     });
     Ok(missing.collect())
 }
@@ -68,7 +68,7 @@ fn versions(text: &str) -> BTreeMap<&str, Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
 
     /// apt-cache madison libc6:amd64 tzdata nonexistent, apt 2.6.1.
@@ -89,7 +89,7 @@ mod tests {
         let packages = packages.map(|text| text.parse().expect("a package"));
         let names = ["apt-cache", "madison", "libc6:amd64", "tzdata", "tzdata", "nonexistent"];
         let host = Scripted::new("l1").expect(names).prints(MADISON);
-        let missing = missing(Bench::new().site(&host), &packages).await.expect("answers");
+        let missing = missing(Bench::new().exec(&host), &packages).await.expect("answers");
         let told: Vec<_> = missing.iter().map(ToString::to_string).collect();
         assert_eq!(
             told,

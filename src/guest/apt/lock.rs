@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
-use crate::guest::{Site, Vigil};
+use crate::guest::{ExecContext, StallDetector};
 use crate::host::Command;
 
 /// How long a holder may do nothing at all, on bare metal. A download over a slow line still wakes its
@@ -46,13 +46,13 @@ exit 0
 
 /// Who holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Holder {
+struct AptLockHolder {
     file: String,
     pid: u32,
     name: String,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for AptLockHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = crate::event::printable(&self.name);
         let meant = match name.as_str() {
@@ -67,39 +67,39 @@ impl std::fmt::Display for Holder {
 ///
 /// # Errors
 /// [`Kind::Busy`] if the holder does nothing any more.
-pub(super) async fn wait(site: Site<'_>) -> Result<()> {
-    wait_for(site, site.patience.limit(SILENCE)).await
+pub(super) async fn wait(exec: ExecContext<'_>) -> Result<()> {
+    wait_for(exec, exec.patience.limit(SILENCE)).await
 }
 
-async fn wait_for(site: Site<'_>, silence: Duration) -> Result<()> {
+async fn wait_for(exec: ExecContext<'_>, silence: Duration) -> Result<()> {
     let ask = Command::new("sh").args(["-c", HOLDERS, "holders"]).args(LOCKS).privileged();
-    let mut vigil = Vigil::new(silence);
+    let mut vigil = StallDetector::new(silence);
     loop {
-        site.proceed()?;
-        let answer = site.host.check(&ask).await?.text();
+        exec.proceed()?;
+        let answer = exec.host.check(&ask).await?.text();
         let Some(holder) = holders(&answer).into_iter().next() else {
             return Ok(());
         };
-        site.feed.doing(format!("waiting for {holder}"));
+        exec.events.doing(format!("waiting for {holder}"));
         if let Some(still) = vigil.stalled(answer) {
             return Err(Error::new(
                 Kind::Busy,
                 format!("apt is locked by {holder} and has done nothing for {} s", still.as_secs()),
             )
-            .on(site.host.name())
+            .on_host(exec.host.name())
             .hint(format!("look at what it waits for inside the guest: `ps -f {}`", holder.pid)));
         }
-        site.look_again().await?;
+        exec.look_again().await?;
     }
 }
 
-fn holders(answer: &str) -> Vec<Holder> {
+fn holders(answer: &str) -> Vec<AptLockHolder> {
     answer
         .lines()
         .filter_map(|line| {
             let mut fields = line.splitn(4, '\t');
             let (file, pid, name) = (fields.next()?, fields.next()?, fields.next()?);
-            Some(Holder { file: file.into(), pid: pid.parse().ok()?, name: name.into() })
+            Some(AptLockHolder { file: file.into(), pid: pid.parse().ok()?, name: name.into() })
         })
         .collect()
 }
@@ -107,7 +107,7 @@ fn holders(answer: &str) -> Vec<Holder> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::bench::Bench;
+    use crate::guest::test_support::Bench;
     use crate::host::scripted::Scripted;
 
     const HELD: &str =
@@ -123,7 +123,7 @@ mod tests {
             .expect_with(["holders"])
             .prints("");
         let bench = Bench::new();
-        wait_for(bench.site(&host), Duration::ZERO).await.expect("becomes free");
+        wait_for(bench.exec(&host), Duration::ZERO).await.expect("becomes free");
         assert_eq!(
             bench.doings(),
             ["waiting for unattended-upgrades (process 812), which holds /var/lib/dpkg/lock-frontend";
@@ -138,7 +138,7 @@ mod tests {
             .prints(HELD)
             .expect_with(["holders"])
             .prints(HELD);
-        let error = wait_for(Bench::new().site(&host), Duration::ZERO).await.expect_err("still");
+        let error = wait_for(Bench::new().exec(&host), Duration::ZERO).await.expect_err("still");
         assert_eq!(error.kind(), Kind::Busy);
         assert!(error.message().contains("unattended-upgrades (process 812)"), "{error}");
     }
@@ -147,7 +147,7 @@ mod tests {
     async fn waiting_ends_when_the_run_is_to_end() {
         let host = Scripted::new("l1").expect_with(["holders"]).prints(HELD);
         let bench = Bench::new();
-        let waiting = wait(bench.site(&host));
+        let waiting = wait(bench.exec(&host));
         tokio::pin!(waiting);
         tokio::select! {
             biased;

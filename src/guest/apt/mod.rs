@@ -15,15 +15,15 @@ mod trouble;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use archive::{Missing, missing};
+pub use archive::{MissingVersion, missing};
 pub use run::Reader;
 pub use task::{Package, Task};
 
-use super::{Site, clock};
+use super::{ExecContext, clock};
 use crate::error::{Error, Result};
 use crate::host::Command;
-use run::Transcript;
-use trouble::{Cause, Trouble};
+use run::AptTranscript;
+use trouble::{AptError, AptErrorKind};
 
 /// How often a mirror is asked that does not answer apt, which retries by itself three times.
 const MIRROR_ATTEMPTS: u32 = 2;
@@ -56,12 +56,12 @@ const ACCEPT_STALE: &str = "/etc/apt/apt.conf.d/90nestlab-stale-release";
 const CONFIGURE: &str = r#"set -eu; printf '%s\n' "$2" >"$1.new"; mv "$1.new" "$1""#;
 
 /// Returns why `task` is to be done, or `None` if it is done.
-pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
+pub async fn why(exec: ExecContext<'_>, task: &Task) -> Result<Option<String>> {
     match task {
-        Task::Update => why_update(site).await,
-        Task::FullUpgrade => why_upgrade(site).await,
+        Task::Update => why_update(exec).await,
+        Task::FullUpgrade => why_upgrade(exec).await,
         Task::Install { packages, .. } | Task::Pin { packages, .. } => {
-            why_install(site, packages).await
+            why_install(exec, packages).await
         }
     }
 }
@@ -72,58 +72,58 @@ pub async fn why(site: Site<'_>, task: &Task) -> Result<Option<String>> {
 /// # Errors
 /// [`Kind::Network`](crate::Kind) for mirrors, `Busy` for a lock whose holder is stuck, `Untrusted`
 /// for an unsigned repository, else `Failed`; with the end of apt's output.
-pub async fn apply(site: Site<'_>, task: &Task) -> Result<()> {
+pub async fn apply(exec: ExecContext<'_>, task: &Task) -> Result<()> {
     if *task == Task::Update {
         // The stamp is to say of which sources the lists are: what an earlier run fetched may be of others.
-        run::discard(site, &task.command(site.patience)).await?;
-        clock::set(site).await?;
+        run::discard(exec, &task.command(exec.patience)).await?;
+        clock::set(exec).await?;
     }
-    lock::wait(site).await?;
-    if repair::needed(site).await?.is_some() {
-        repair::run(site).await?;
+    lock::wait(exec).await?;
+    if repair::needed(exec).await?.is_some() {
+        repair::run(exec).await?;
     }
     if *task != Task::Update {
-        space::check(site, task).await?;
+        space::check(exec, task).await?;
     }
-    until_done(site, task).await?;
-    if *task != Task::Update && why(site, task).await?.is_some() {
+    until_done(exec, task).await?;
+    if *task != Task::Update && why(exec, task).await?.is_some() {
         // What succeeded may have been the same command of an earlier run that nobody waited for.
-        until_done(site, task).await?;
+        until_done(exec, task).await?;
     }
     if *task == Task::Update {
         let stamp = Command::new("sh").args(["-c", STAMP_LISTS, "stamp-lists", STAMP]);
-        site.host.check(&stamp.privileged()).await?;
+        exec.host.check(&stamp.privileged()).await?;
     }
-    match why(site, task).await? {
+    match why(exec, task).await? {
         None => Ok(()),
         Some(why) => Err(Error::failed(format!("apt-get succeeded, but {why}"))
-            .on(site.host.name())
-            .tried(task.command(site.patience).argv().iter().cloned())),
+            .on_host(exec.host.name())
+            .with_command(task.command(exec.patience).argv().iter().cloned())),
     }
 }
 
 /// Lets apt use mirrors whose Release files are past their Valid-Until. Only for images that say so:
 /// it gives up apt's protection against being shown an old state.
-pub async fn accept_stale_release(site: Site<'_>) -> Result<()> {
+pub async fn accept_stale_release(exec: ExecContext<'_>) -> Result<()> {
     let setting = "Acquire::Check-Valid-Until \"false\";";
     let write = Command::new("sh").args(["-c", CONFIGURE, "configure", ACCEPT_STALE, setting]);
-    site.host.check(&write.privileged()).await.map(drop)
+    exec.host.check(&write.privileged()).await.map(drop)
 }
 
 /// Runs `command` (`dkms`, `dpkg`) as root with the same care as apt: detached from the connection,
 /// unattended, its output on the progress line. The outer result is whether it could be run.
-pub(super) async fn run_detached(site: Site<'_>, command: Command) -> Result<Result<()>> {
-    let transcript = run::detached(site, &task::unattended(command, site.patience)).await?;
-    Ok(if transcript.exit.success() { Ok(()) } else { Err(transcript.error(site)) })
+pub(super) async fn run_detached(exec: ExecContext<'_>, command: Command) -> Result<Result<()>> {
+    let transcript = run::detached(exec, &task::unattended(command, exec.patience)).await?;
+    Ok(if transcript.exit.success() { Ok(()) } else { Err(transcript.error(exec)) })
 }
 
-async fn why_update(site: Site<'_>) -> Result<Option<String>> {
+async fn why_update(exec: ExecContext<'_>) -> Result<Option<String>> {
     let lists = Command::new("sh").args(["-c", LISTS, "lists", STAMP]);
-    let state = site.host.check(&lists).await?.text();
+    let state = exec.host.check(&lists).await?.text();
     Ok(match state.trim() {
         "fetched" => {
             let targets = Command::new("apt-get").args(["indextargets", "--format", "$(FILENAME)"]);
-            let empty = site.host.check(&targets).await?.text().trim().is_empty();
+            let empty = exec.host.check(&targets).await?.text().trim().is_empty();
             empty.then(|| "the package lists are gone".to_owned())
         }
         "changed" => Some("the package sources changed since the lists were fetched".to_owned()),
@@ -131,17 +131,17 @@ async fn why_update(site: Site<'_>) -> Result<Option<String>> {
     })
 }
 
-async fn why_upgrade(site: Site<'_>) -> Result<Option<String>> {
+async fn why_upgrade(exec: ExecContext<'_>) -> Result<Option<String>> {
     let simulation = Task::FullUpgrade.simulation();
-    let output = site.host.run(&simulation).await?;
+    let output = exec.host.run(&simulation).await?;
     if !output.exit.success() {
         // It refuses to look further when something is half installed; apply repairs that.
         let text = output.error_text();
-        return match text.lines().find_map(Trouble::of).map(|trouble| trouble.cause) {
-            Some(Cause::Interrupted | Cause::BrokenDependencies) => {
+        return match text.lines().find_map(AptError::of).map(|trouble| trouble.cause) {
+            Some(AptErrorKind::Interrupted | AptErrorKind::BrokenDependencies) => {
                 Ok(Some("packages are half installed".to_owned()))
             }
-            _ => Err(output.error(&simulation).on(site.host.name())),
+            _ => Err(output.error(&simulation).on_host(exec.host.name())),
         };
     }
     let text = output.text();
@@ -155,8 +155,8 @@ async fn why_upgrade(site: Site<'_>) -> Result<Option<String>> {
     })
 }
 
-async fn why_install(site: Site<'_>, packages: &[Package]) -> Result<Option<String>> {
-    let states = states(site, packages.iter().map(Package::name)).await?;
+async fn why_install(exec: ExecContext<'_>, packages: &[Package]) -> Result<Option<String>> {
+    let states = states(exec, packages.iter().map(Package::name)).await?;
     let missing: Vec<_> = packages
         .iter()
         .filter(|package| states.get(package.name()).map(String::as_str) != Some("installed"))
@@ -171,13 +171,13 @@ async fn why_install(site: Site<'_>, packages: &[Package]) -> Result<Option<Stri
 /// Returns dpkg's word for the state of each of `names` that it has ever heard of, by the name with
 /// and without its architecture.
 async fn states(
-    site: Site<'_>,
+    exec: ExecContext<'_>,
     names: impl Iterator<Item = &str>,
 ) -> Result<BTreeMap<String, String>> {
-    let format = "${Package} ${Architecture} ${db:Status-Status}\n";
+    let format = "${Package} ${Architecture} ${db:AptStatus-AptStatus}\n";
     let ask = Command::new("dpkg-query").args(["-W", "-f", format]).args(names);
     // It exits 1 when it has not heard of one of them, and still answers for the others.
-    let answer = site.host.run(&ask).await?.text();
+    let answer = exec.host.run(&ask).await?.text();
     let mut states = BTreeMap::new();
     for line in answer.lines() {
         if let [package, architecture, state] = line.split(' ').collect::<Vec<_>>()[..] {
@@ -198,44 +198,48 @@ struct Tried {
 }
 
 /// Runs the task's command until it succeeds or nothing more can be done about what it complains of.
-async fn until_done(site: Site<'_>, task: &Task) -> Result<()> {
-    let command = task.command(site.patience);
+async fn until_done(exec: ExecContext<'_>, task: &Task) -> Result<()> {
+    let command = task.command(exec.patience);
     let mut tried = Tried::default();
     loop {
-        let transcript = run::detached(site, &command).await?;
+        let transcript = run::detached(exec, &command).await?;
         let Some(trouble) = transcript.trouble() else {
-            return if transcript.exit.success() { Ok(()) } else { Err(transcript.error(site)) };
+            return if transcript.exit.success() { Ok(()) } else { Err(transcript.error(exec)) };
         };
         // A warning about one of many lines does not matter once apt has done its work, except for an
         // update, where apt calls a mirror that it could not reach a warning.
         if transcript.exit.success() && *task != Task::Update {
             return Ok(());
         }
-        if !remedied(site, trouble, &mut tried).await? {
-            return Err(transcript.error(site));
+        if !try_recover(exec, trouble, &mut tried).await? {
+            return Err(transcript.error(exec));
         }
     }
 }
 
 /// Does what helps against `trouble`, and returns whether it is worth another try.
-async fn remedied(site: Site<'_>, trouble: &Trouble, tried: &mut Tried) -> Result<bool> {
+async fn try_recover(exec: ExecContext<'_>, trouble: &AptError, tried: &mut Tried) -> Result<bool> {
     let first = |done: &mut bool| !std::mem::replace(done, true);
     match trouble.cause {
-        Cause::Locked => lock::wait(site).await.map(|()| true),
-        Cause::Interrupted | Cause::BrokenDependencies if first(&mut tried.repair) => {
-            repair::run(site).await.map(|()| true)
+        AptErrorKind::Locked => lock::wait(exec).await.map(|()| true),
+        AptErrorKind::Interrupted | AptErrorKind::BrokenDependencies
+            if first(&mut tried.repair) =>
+        {
+            repair::run(exec).await.map(|()| true)
         }
-        Cause::NotYetValid if first(&mut tried.clock) => Ok(clock::set(site).await?.is_some()),
-        Cause::OldLists if first(&mut tried.lists) => {
-            site.feed.doing("fetching the package lists again, since the mirror has changed");
-            let update: Transcript =
-                run::detached(site, &Task::Update.command(site.patience)).await?;
-            if update.exit.success() { Ok(true) } else { Err(update.error(site)) }
+        AptErrorKind::NotYetValid if first(&mut tried.clock) => {
+            Ok(clock::set(exec).await?.is_some())
         }
-        Cause::Mirror if tried.mirror + 1 < MIRROR_ATTEMPTS => {
+        AptErrorKind::OldLists if first(&mut tried.lists) => {
+            exec.events.doing("fetching the package lists again, since the mirror has changed");
+            let update: AptTranscript =
+                run::detached(exec, &Task::Update.command(exec.patience)).await?;
+            if update.exit.success() { Ok(true) } else { Err(update.error(exec)) }
+        }
+        AptErrorKind::Mirror if tried.mirror + 1 < MIRROR_ATTEMPTS => {
             tried.mirror += 1;
-            site.feed.doing("waiting before asking the mirror again");
-            site.pause(MIRROR_PAUSE).await?;
+            exec.events.doing("waiting before asking the mirror again");
+            exec.pause(MIRROR_PAUSE).await?;
             Ok(true)
         }
         _ => Ok(false),

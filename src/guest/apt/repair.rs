@@ -1,19 +1,19 @@
 //! Finishing what an interrupted dpkg left half done.
 
-use super::run::{self, Transcript};
+use super::run::{self, AptTranscript};
 use super::task::{apt_get, unattended};
 use crate::error::Result;
-use crate::guest::Site;
+use crate::guest::ExecContext;
 use crate::host::Command;
 
 /// Returns what dpkg has left unfinished, or `None`: a package that is not configured, or a journal of
 /// changes that were not taken over into its database.
-pub(super) async fn needed(site: Site<'_>) -> Result<Option<String>> {
+pub(super) async fn needed(exec: ExecContext<'_>) -> Result<Option<String>> {
     let audit = Command::new("dpkg").arg("--audit").privileged();
-    let answer = site.host.run(&audit).await?;
+    let answer = exec.host.run(&audit).await?;
     // The audit itself says nothing about the journal, and its exit code differs by version.
     let journal = Command::new("find").args(["/var/lib/dpkg/updates", "-name", "[0-9]*"]);
-    let journal = site.host.run(&journal.privileged()).await?.text();
+    let journal = exec.host.run(&journal.privileged()).await?.text();
     let unfinished = answer.text();
     Ok(match unfinished.lines().find(|line| line.starts_with(' ')) {
         Some(package) => {
@@ -26,20 +26,20 @@ pub(super) async fn needed(site: Site<'_>) -> Result<Option<String>> {
 }
 
 /// Configures what is unpacked, then installs what is missing.
-pub(super) async fn run(site: Site<'_>) -> Result<()> {
-    site.feed.doing("finishing what an interrupted dpkg left");
+pub(super) async fn run(exec: ExecContext<'_>) -> Result<()> {
+    exec.events.doing("finishing what an interrupted dpkg left");
     let configure = Command::new("dpkg").args(["--force-confold", "--configure", "-a"]);
-    let configured = run::detached(site, &unattended(configure, site.patience)).await?;
-    let fix = apt_get(site.patience).args(["-o", "APT::Status-Fd=1", "--fix-broken", "install"]);
-    let fixed = run::detached(site, &fix).await?;
+    let configured = run::detached(exec, &unattended(configure, exec.patience)).await?;
+    let fix = apt_get(exec.patience).args(["-o", "APT::Status-Fd=1", "--fix-broken", "install"]);
+    let fixed = run::detached(exec, &fix).await?;
     // A package that dpkg could not configure may have been waiting for one that apt just installed.
-    let failed: Option<Transcript> = [fixed, configured].into_iter().find(|t| !t.exit.success());
-    match (needed(site).await?, failed) {
-        (Some(still), Some(transcript)) => Err(transcript.error(site).context(still)),
+    let failed: Option<AptTranscript> = [fixed, configured].into_iter().find(|t| !t.exit.success());
+    match (needed(exec).await?, failed) {
+        (Some(still), Some(transcript)) => Err(transcript.error(exec).context(still)),
         (Some(still), None) => {
             Err(crate::Error::failed(format!("{still}, and dpkg did not repair it"))
-                .on(site.host.name())
-                .tried(fix.argv().iter().cloned()))
+                .on_host(exec.host.name())
+                .with_command(fix.argv().iter().cloned()))
         }
         (None, _) => Ok(()),
     }

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use sha2::{Digest as _, Sha256};
 
-use super::status::{self, Status};
-use super::trouble::{Cause, Trouble};
+use super::status::{self, AptStatus};
+use super::trouble::{AptError, AptErrorKind};
 use crate::error::{Error, Result};
-use crate::event::Feed;
-use crate::guest::Site;
+use crate::event::EventSink;
+use crate::guest::ExecContext;
 use crate::host::job::{self, JobSpec};
 use crate::host::{Command, Exit};
 
@@ -17,29 +17,32 @@ const KEPT: usize = 60;
 
 /// What a run of apt or dpkg said.
 #[derive(Debug)]
-pub(super) struct Transcript {
+pub(super) struct AptTranscript {
     command: Command,
     /// How it ended.
     pub(super) exit: Exit,
-    troubles: Vec<Trouble>,
+    troubles: Vec<AptError>,
     tail: VecDeque<String>,
 }
 
-impl Transcript {
+impl AptTranscript {
     /// Returns what went wrong, the cause before its consequences.
-    pub(super) fn trouble(&self) -> Option<&Trouble> {
-        Trouble::first(&self.troubles)
+    pub(super) fn trouble(&self) -> Option<&AptError> {
+        AptError::first(&self.troubles)
     }
 
     /// Returns the error that tells it all.
-    pub(super) fn error(&self, site: Site<'_>) -> Error {
+    pub(super) fn error(&self, exec: ExecContext<'_>) -> Error {
         let program = self.command.argv()[0].as_str();
         let error = match self.trouble() {
             Some(trouble) => trouble.error(),
             None => Error::failed(format!("{program} ended with {}", self.exit)),
         };
         let tail = self.tail.iter().map(|line| format!("{line}\n")).collect::<String>();
-        error.on(site.host.name()).tried(self.command.argv().iter().cloned()).tail(tail.as_bytes())
+        error
+            .on_host(exec.host.name())
+            .with_command(self.command.argv().iter().cloned())
+            .tail(tail.as_bytes())
     }
 }
 
@@ -51,26 +54,26 @@ const JOBS_OF_USER: &str = ".local/state/nestlab/jobs";
 
 /// Runs `command` as a job, so that neither a lost connection nor the end of nestlab ends it, and returns
 /// what it said. The same command attaches to the one that still runs.
-pub(super) async fn detached(site: Site<'_>, command: &Command) -> Result<Transcript> {
-    site.proceed()?;
-    let spec = job_of(site, command);
-    let mut reader = Reader::new(site.feed);
-    let exit = job::run(site.host, &spec, &mut |line| reader.line(line), site.cancel).await?;
+pub(super) async fn detached(exec: ExecContext<'_>, command: &Command) -> Result<AptTranscript> {
+    exec.proceed()?;
+    let spec = job_of(exec, command);
+    let mut reader = Reader::new(exec.events);
+    let exit = job::run(exec.host, &spec, &mut |line| reader.line(line), exec.cancel).await?;
     Ok(reader.end(command.clone(), exit))
 }
 
 /// Ends `command` if an earlier run left it running, and forgets its result if nobody waited for it: the next
 /// run of it begins anew.
-pub(super) async fn discard(site: Site<'_>, command: &Command) -> Result<()> {
-    site.proceed()?;
-    job::stop(site.host, &job_of(site, command)).await
+pub(super) async fn discard(exec: ExecContext<'_>, command: &Command) -> Result<()> {
+    exec.proceed()?;
+    job::stop(exec.host, &job_of(exec, command)).await
 }
 
-fn job_of(site: Site<'_>, command: &Command) -> JobSpec {
+fn job_of(exec: ExecContext<'_>, command: &Command) -> JobSpec {
     JobSpec {
         id: job_id(command),
         command: command.clone(),
-        directory: if site.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
+        directory: if exec.host.is_root() { JOBS } else { JOBS_OF_USER }.into(),
     }
 }
 
@@ -84,48 +87,48 @@ fn job_id(command: &Command) -> String {
 /// Reads what apt and dpkg write, line by line as it comes, and tells how far they are.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    feed: &'a Feed,
+    events: &'a EventSink,
     total: Option<u64>,
     /// How much of the total is done.
     done: u64,
-    troubles: Vec<Trouble>,
+    troubles: Vec<AptError>,
     tail: VecDeque<String>,
 }
 
 impl<'a> Reader<'a> {
-    /// Returns a reader that tells `feed`.
-    pub fn new(feed: &'a Feed) -> Self {
-        Reader { feed, total: None, done: 0, troubles: Vec::new(), tail: VecDeque::new() }
+    /// Returns a reader that tells `events`.
+    pub fn new(events: &'a EventSink) -> Self {
+        Reader { events, total: None, done: 0, troubles: Vec::new(), tail: VecDeque::new() }
     }
 
     /// Takes a line. dpkg separates the states of its progress with carriage returns.
     pub fn line(&mut self, line: &str) {
         for part in line.split('\r').filter(|part| !part.trim().is_empty()) {
-            match Status::parse(part) {
+            match AptStatus::parse(part) {
                 Some(status) => self.status(status),
                 None => self.text(part),
             }
         }
     }
 
-    fn status(&mut self, status: Status) {
+    fn status(&mut self, status: AptStatus) {
         match status {
-            Status::Download { what, percent } => match files(&what) {
-                Some((at, of)) => self.feed.item(at.saturating_sub(1).min(of), of, "downloading"),
-                None => self.feed.doing(format!("downloading, {percent:.0} %")),
+            AptStatus::Download { what, percent } => match files(&what) {
+                Some((at, of)) => self.events.item(at.saturating_sub(1).min(of), of, "downloading"),
+                None => self.events.doing(format!("downloading, {percent:.0} %")),
             },
-            Status::Package { what, percent, .. } => {
+            AptStatus::Package { what, percent, .. } => {
                 // apt unpacks many packages before it configures the first, and its percentage counts
                 // both: packages that are wholly installed would stand at none for most of the time.
                 let total = self.packages();
                 let done = (percent.clamp(0.0, 100.0) / 100.0 * total as f64) as u64;
                 self.done = done.min(total);
-                self.feed.item(self.done, total, crate::event::printable(what_short(&what)));
+                self.events.item(self.done, total, crate::event::printable(what_short(&what)));
             }
-            Status::Failure { package, message } => {
+            AptStatus::Failure { package, message } => {
                 let line = format!("{package}: {message}");
                 self.text(&line);
-                self.trouble(Trouble { cause: Cause::Package, line });
+                self.trouble(AptError { cause: AptErrorKind::Package, line });
             }
         }
     }
@@ -140,27 +143,27 @@ impl<'a> Reader<'a> {
         if let Some(module) = built_by_dkms(line) {
             // Between this line and DKMS's next one lie minutes.
             let what = format!("building {} with DKMS", crate::event::printable(module));
-            self.feed.item(self.done, self.packages(), what);
+            self.events.item(self.done, self.packages(), what);
         }
-        if let Some(trouble) = Trouble::of(line) {
+        if let Some(trouble) = AptError::of(line) {
             self.trouble(trouble);
         }
         if self.tail.len() == KEPT {
             self.tail.pop_front();
         }
         self.tail.push_back(line.to_owned());
-        self.feed.line(line);
+        self.events.line(line);
     }
 
     /// Keeps the first trouble of each cause; no more is told of.
-    fn trouble(&mut self, trouble: Trouble) {
+    fn trouble(&mut self, trouble: AptError) {
         if self.troubles.iter().all(|known| known.cause != trouble.cause) {
             self.troubles.push(trouble);
         }
     }
 
-    fn end(self, command: Command, exit: Exit) -> Transcript {
-        Transcript { command, exit, troubles: self.troubles, tail: self.tail }
+    fn end(self, command: Command, exit: Exit) -> AptTranscript {
+        AptTranscript { command, exit, troubles: self.troubles, tail: self.tail }
     }
 }
 
@@ -206,9 +209,9 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
     fn the_progress_tells_the_package_at_hand_and_how_many_there_are() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let sink = told.clone();
-        let feed = Feed::new(move |event| sink.lock().expect("not poisoned").push(event));
-        let feed = feed.for_step("l1/upgrade");
-        let mut reader = Reader::new(&feed);
+        let events = EventSink::new(move |event| sink.lock().expect("not poisoned").push(event));
+        let events = events.for_step("l1/upgrade");
+        let mut reader = Reader::new(&events);
         UPGRADE.lines().for_each(|line| reader.line(line));
         let items: Vec<_> = told
             .lock()
@@ -252,15 +255,15 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
 
     #[test]
     fn progress_that_makes_no_sense_is_never_more_than_all() {
-        let feed = Feed::new(|event| match event {
+        let events = EventSink::new(|event| match event {
             Event::StepProgress { progress: Progress::Items { done, total, .. }, .. } => {
                 assert!(done <= total, "{done} of {total}");
             }
             Event::StepOutput { .. } => {}
             other => panic!("{other:?}"),
         });
-        let feed = feed.for_step("l1/upgrade");
-        let mut reader = Reader::new(&feed);
+        let events = events.for_step("l1/upgrade");
+        let mut reader = Reader::new(&events);
         for line in [
             "dlstatus:1:0.0:Retrieving file 9 of 2",
             "9007199254740995 upgraded, 0 newly installed, 0 to remove and 0 not upgraded.",
@@ -274,8 +277,8 @@ pmstatus:nl-one:80.0000:Installed nl-one (amd64)
 
     #[test]
     fn a_failure_keeps_the_lines_around_it_and_not_the_status_lines() {
-        let feed = Feed::silent();
-        let mut reader = Reader::new(&feed);
+        let events = EventSink::silent();
+        let mut reader = Reader::new(&events);
         for line in [
             "Setting up nl-bad (1) ...",
             "pmstatus:nl-bad:60.0:Configuring nl-bad (amd64)",

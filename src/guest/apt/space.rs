@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::guest::Site;
+use crate::guest::ExecContext;
 use crate::host::Command;
 
 /// What stays free whatever happens: dpkg's database, logs and an initial RAM disk are not in the sizes.
@@ -31,19 +31,19 @@ struct Sizes {
 ///
 /// # Errors
 /// [`Kind::Failed`](crate::Kind) with the sizes. Where they cannot be told, apt's own check remains.
-pub(super) async fn check(site: Site<'_>, task: &Task) -> Result<()> {
-    let simulated = site.host.run(&task.simulation()).await?;
+pub(super) async fn check(exec: ExecContext<'_>, task: &Task) -> Result<()> {
+    let simulated = exec.host.run(&task.simulation()).await?;
     let unpacked = unpacked(&simulated.text());
     if unpacked.is_empty() {
         return Ok(());
     }
     let names = unpacked.iter().map(|package| format!("{}={}", package.name, package.version));
     let show = Command::new("apt-cache").arg("show").args(names);
-    let after = sizes_of_records(&site.host.run(&show).await?.text());
+    let after = sizes_of_records(&exec.host.run(&show).await?.text());
     let query = Command::new("dpkg-query").args(["-W", "-f", "${Package} ${Installed-Size}\n"]);
-    let before = installed_sizes(&site.host.run(&query).await?.text());
+    let before = installed_sizes(&exec.host.run(&query).await?.text());
     let df = Command::new("df").arg("-Pk").args(PLACES);
-    let Some([system, archives]) = free(&site.host.check(&df).await?.text()) else {
+    let Some([system, archives]) = free(&exec.host.check(&df).await?.text()) else {
         return Ok(());
     };
     let need = need(&unpacked, &after, &before);
@@ -58,7 +58,7 @@ pub(super) async fn check(site: Site<'_>, task: &Task) -> Result<()> {
                 place.mounted,
                 place.free / 1_000_000,
             ))
-            .on(site.host.name())
+            .on_host(exec.host.name())
             .hint("give the guest a larger `disk` in the recipe"));
         }
     }
@@ -127,18 +127,18 @@ fn need(
 
 /// A file system, as `df` tells.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct FileSystem {
     device: String,
     mounted: String,
     free: u64,
 }
 
 /// Returns the file systems of the [`PLACES`] from the answer of `df -Pk`.
-fn free(df: &str) -> Option<[Place; 2]> {
+fn free(df: &str) -> Option<[FileSystem; 2]> {
     let mut places = df.lines().skip(1).filter_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [device, _, _, free, _, mounted @ ..] = &fields[..] else { return None };
-        Some(Place {
+        Some(FileSystem {
             device: (*device).to_owned(),
             mounted: mounted.join(" "),
             free: free.parse::<u64>().ok()? * 1024,

@@ -3,7 +3,7 @@
 
 /// One line of progress.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Status {
+pub(super) enum AptStatus {
     /// Something is downloaded: how far all downloads are, in percent, and which one.
     Download { percent: f64, what: String },
     /// dpkg works on a package: how far the whole run is, in percent, and what it does.
@@ -12,10 +12,10 @@ pub(super) enum Status {
     Failure { package: String, message: String },
 }
 
-impl Status {
+impl AptStatus {
     /// Returns the progress that `line` tells. The line may have the end of another program's output
     /// in front, since all write into one file.
-    pub(super) fn parse(line: &str) -> Option<Status> {
+    pub(super) fn parse(line: &str) -> Option<AptStatus> {
         let (at, kind) = ["pmstatus:", "dlstatus:", "pmerror:"]
             .iter()
             .filter_map(|kind| line.find(kind).map(|at| (at, *kind)))
@@ -34,9 +34,9 @@ impl Status {
         };
         let (package, what) = (name.to_owned(), what.trim().to_owned());
         Some(match kind {
-            "dlstatus:" => Status::Download { percent, what },
-            "pmstatus:" => Status::Package { package, percent, what },
-            _ => Status::Failure { package, message: what },
+            "dlstatus:" => AptStatus::Download { percent, what },
+            "pmstatus:" => AptStatus::Package { package, percent, what },
+            _ => AptStatus::Failure { package, message: what },
         })
     }
 }
@@ -58,12 +58,12 @@ mod tests {
     fn the_lines_of_a_real_run_are_read() {
         // apt 2.6.1: apt-get -y -o APT::Status-Fd=1 install nl-one
         assert_eq!(
-            Status::parse("dlstatus:1:20.9847:Retrieving file 1 of 1"),
-            Some(Status::Download { percent: 20.9847, what: "Retrieving file 1 of 1".into() })
+            AptStatus::parse("dlstatus:1:20.9847:Retrieving file 1 of 1"),
+            Some(AptStatus::Download { percent: 20.9847, what: "Retrieving file 1 of 1".into() })
         );
         assert_eq!(
-            Status::parse("pmstatus:nl-one:60.0000:Configuring nl-one (amd64)"),
-            Some(Status::Package {
+            AptStatus::parse("pmstatus:nl-one:60.0000:Configuring nl-one (amd64)"),
+            Some(AptStatus::Package {
                 package: "nl-one".into(),
                 percent: 60.0,
                 what: "Configuring nl-one (amd64)".into()
@@ -74,16 +74,16 @@ mod tests {
     #[test]
     fn a_status_behind_the_end_of_other_output_and_an_architecture_do_not_confuse() {
         assert_eq!(
-            Status::parse("(Reading database ... pmstatus:libc6:amd64:5.5:Unpacking: libc6"),
-            Some(Status::Package {
+            AptStatus::parse("(Reading database ... pmstatus:libc6:amd64:5.5:Unpacking: libc6"),
+            Some(AptStatus::Package {
                 package: "libc6".into(),
                 percent: 5.5,
                 what: "Unpacking: libc6".into()
             })
         );
         assert_eq!(
-            Status::parse("pmerror:x:50.0:installed x package post-installation script subprocess returned error exit status 1"),
-            Some(Status::Failure {
+            AptStatus::parse("pmerror:x:50.0:installed x package post-installation script subprocess returned error exit status 1"),
+            Some(AptStatus::Failure {
                 package: "x".into(),
                 message: "installed x package post-installation script subprocess returned error exit status 1".into()
             })
@@ -95,7 +95,7 @@ mod tests {
         for line in
             ["", "Get:1 file:/srv ./ InRelease", "pmstatus:", "pmstatus:x:y", "dlstatus:1:x:y"]
         {
-            assert_eq!(Status::parse(line), None, "{line}");
+            assert_eq!(AptStatus::parse(line), None, "{line}");
         }
     }
 

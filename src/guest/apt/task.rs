@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::host::{Command, Patience};
+use crate::host::{Command, TimeoutScale};
 
 /// How long apt may write nothing, on bare metal. A DKMS build is silent for minutes.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -107,13 +107,13 @@ impl Task {
     }
 
     /// Returns the exact command: what a user would type, and the options that keep it from asking.
-    pub fn command(&self, patience: Patience) -> Command {
+    pub fn command(&self, patience: TimeoutScale) -> Command {
         apt_get(patience).args(["-o", "APT::Status-Fd=1"]).args(self.words())
     }
 
     /// Returns the command that tells what [`Task::command`] would do, and does nothing.
     pub(super) fn simulation(&self) -> Command {
-        apt_get(Patience::NATIVE).arg("--simulate").args(self.words())
+        apt_get(TimeoutScale::NATIVE).arg("--simulate").args(self.words())
     }
 
     fn words(&self) -> Vec<String> {
@@ -144,7 +144,7 @@ impl Task {
 }
 
 /// Returns `apt-get` as root with everything that keeps it from asking questions or giving up early.
-pub(super) fn apt_get(patience: Patience) -> Command {
+pub(super) fn apt_get(patience: TimeoutScale) -> Command {
     let lock = format!("DPkg::Lock::Timeout={}", patience.limit(Duration::from_secs(60)).as_secs());
     unattended(Command::new("apt-get"), patience)
         .args(["--yes", "--quiet"])
@@ -154,7 +154,7 @@ pub(super) fn apt_get(patience: Patience) -> Command {
 }
 
 /// Returns `command` as root, so that no package asks and none restarts what runs in the guest.
-pub(super) fn unattended(command: Command, patience: Patience) -> Command {
+pub(super) fn unattended(command: Command, patience: TimeoutScale) -> Command {
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("APT_LISTCHANGES_FRONTEND", "none")
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_commands_are_those_that_a_user_types_with_options_that_keep_them_from_asking() {
-        let told = |task: Task| task.command(Patience::NATIVE).argv().join(" ");
+        let told = |task: Task| task.command(TimeoutScale::NATIVE).argv().join(" ");
         let common = "apt-get --yes --quiet -o Dpkg::Options::=--force-confold \
                       -o DPkg::Lock::Timeout=60 -o Acquire::Retries=3 -o APT::Status-Fd=1";
         assert_eq!(told(Task::Update), format!("{common} -o APT::Update::Error-Mode=any update"));
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn no_question_is_asked_through_sudo_either() {
-        let argv = Task::Update.command(Patience::NATIVE).argv_on(false);
+        let argv = Task::Update.command(TimeoutScale::NATIVE).argv_on(false);
         let at = |arg: &str| argv.iter().position(|a| a == arg).expect("is there");
         assert!(at("DEBIAN_FRONTEND=noninteractive") < at("apt-get"));
     }

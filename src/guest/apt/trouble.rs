@@ -6,15 +6,15 @@ use crate::error::{Error, Kind};
 
 /// What a line complains of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trouble {
-    pub(super) cause: Cause,
+pub(super) struct AptError {
+    pub(super) cause: AptErrorKind,
     /// The line.
     pub(super) line: String,
 }
 
 /// What went wrong. The order is that of explaining: the first one found is the cause of those behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cause {
+pub(super) enum AptErrorKind {
     /// Another program holds a lock.
     Locked,
     /// A file system is full.
@@ -39,9 +39,9 @@ pub(super) enum Cause {
     Package,
 }
 
-impl Trouble {
+impl AptError {
     /// Returns what `line` complains of, if it does.
-    pub(super) fn of(line: &str) -> Option<Trouble> {
+    pub(super) fn of(line: &str) -> Option<AptError> {
         let line = line.trim();
         let has = |part: &str| line.contains(part);
         let complaint = ["E: ", "W: ", "dpkg: error", "dpkg-deb: error"]
@@ -49,64 +49,65 @@ impl Trouble {
             .any(|start| line.starts_with(start));
         // Wherever it stands: a package's own script may be the one that runs out of space.
         let full = has("No space left on device") || has("You don't have enough free space in");
-        let cause = if full { Some(Cause::DiskFull) } else { complaint.then(|| cause(line))? };
-        cause.map(|cause| Trouble { cause, line: line.to_owned() })
+        let cause =
+            if full { Some(AptErrorKind::DiskFull) } else { complaint.then(|| cause(line))? };
+        cause.map(|cause| AptError { cause, line: line.to_owned() })
     }
 
     /// Returns the one of `troubles` that explains the others.
-    pub(super) fn first(troubles: &[Trouble]) -> Option<&Trouble> {
+    pub(super) fn first(troubles: &[AptError]) -> Option<&AptError> {
         troubles.iter().min_by_key(|trouble| trouble.cause)
     }
 
     /// Returns the error for the user when nothing more can be tried.
     pub(super) fn error(&self) -> Error {
         let (kind, message, hint) = match self.cause {
-            Cause::Locked => (
+            AptErrorKind::Locked => (
                 Kind::Busy,
                 "another program holds apt's lock",
                 "wait until it has finished, then run the same command again",
             ),
-            Cause::DiskFull => (
+            AptErrorKind::DiskFull => (
                 Kind::Failed,
                 "the disk is full",
                 "give the guest a larger `disk` in the recipe, or free space inside it with `apt-get clean`",
             ),
-            Cause::NotYetValid => (
+            AptErrorKind::NotYetValid => (
                 Kind::Failed,
                 "the mirror's Release file is of the future: the clock is wrong",
                 "set the clock of the machine that nestlab runs on; guests follow it",
             ),
-            Cause::Expired => (
+            AptErrorKind::Expired => (
                 Kind::Network,
                 "the mirror's Release file has expired",
                 "use a mirror that is kept up to date; if it is meant to be old, let the image say so: `allow-stale = \"why\"` in its manifest's [build] (signatures are still checked)",
             ),
-            Cause::Unsigned => (
+            AptErrorKind::Unsigned => (
                 Kind::Untrusted,
                 "the repository is not signed by a key that this system trusts",
                 "install the repository's key with the `signed-by` option of its source",
             ),
-            Cause::Interrupted | Cause::BrokenDependencies => (
+            AptErrorKind::Interrupted | AptErrorKind::BrokenDependencies => (
                 Kind::Failed,
                 "packages are half installed, and apt could not repair it",
                 "inside the guest: `dpkg --configure -a`, then `apt-get --fix-broken install`",
             ),
-            Cause::OldLists => (
+            AptErrorKind::OldLists => (
                 Kind::Network,
                 "the mirror no longer has a package that its lists name",
                 "the mirror is being updated: run the same command again in a while",
             ),
-            Cause::Mirror => (
+            AptErrorKind::Mirror => (
                 Kind::Network,
                 "the mirror could not be reached or gave a wrong answer",
                 "look at the guest's network and at its apt sources, then run the same command again",
             ),
-            Cause::NoSuchPackage => (
+            AptErrorKind::NoSuchPackage => (
                 Kind::Failed,
                 "a package is in none of the guest's repositories",
                 "add the suite or component that has it to the image (VirtualBox is in Debian sid's `contrib`)",
             ),
-            Cause::Package => (
+            AptErrorKind::Package => (
                 Kind::Failed,
                 "a package could not be installed",
                 "the lines above it name the script that failed",
@@ -117,11 +118,11 @@ impl Trouble {
 }
 
 /// Returns what a complaint of apt or dpkg is about.
-fn cause(line: &str) -> Option<Cause> {
+fn cause(line: &str) -> Option<AptErrorKind> {
     let has = |part: &&str| line.contains(*part);
-    let table: [(Cause, &[&str]); 9] = [
+    let table: [(AptErrorKind, &[&str]); 9] = [
         (
-            Cause::Locked,
+            AptErrorKind::Locked,
             &[
                 "Could not get lock",
                 "Unable to acquire the dpkg frontend lock",
@@ -129,10 +130,10 @@ fn cause(line: &str) -> Option<Cause> {
                 "dpkg frontend lock was locked by",
             ],
         ),
-        (Cause::NotYetValid, &["is not valid yet"]),
-        (Cause::Expired, &["is expired (invalid since"]),
+        (AptErrorKind::NotYetValid, &["is not valid yet"]),
+        (AptErrorKind::Expired, &["is expired (invalid since"]),
         (
-            Cause::Unsigned,
+            AptErrorKind::Unsigned,
             &[
                 "NO_PUBKEY",
                 "is not signed",
@@ -141,10 +142,10 @@ fn cause(line: &str) -> Option<Cause> {
                 "GPG error",
             ],
         ),
-        (Cause::Interrupted, &["dpkg was interrupted"]),
-        (Cause::BrokenDependencies, &["Unmet dependencies", "--fix-broken install"]),
+        (AptErrorKind::Interrupted, &["dpkg was interrupted"]),
+        (AptErrorKind::BrokenDependencies, &["Unmet dependencies", "--fix-broken install"]),
         (
-            Cause::Mirror,
+            AptErrorKind::Mirror,
             &[
                 "Failed to fetch",
                 "Unable to fetch some archives",
@@ -154,15 +155,18 @@ fn cause(line: &str) -> Option<Cause> {
                 "Hash Sum mismatch",
             ],
         ),
-        (Cause::NoSuchPackage, &["Unable to locate package", "has no installation candidate"]),
-        (Cause::Package, &["error processing", "returned an error code"]),
+        (
+            AptErrorKind::NoSuchPackage,
+            &["Unable to locate package", "has no installation candidate"],
+        ),
+        (AptErrorKind::Package, &["error processing", "returned an error code"]),
     ];
     let gone = ["Failed to fetch", ".deb ", "404"].iter().all(has);
     if gone {
-        return Some(Cause::OldLists);
+        return Some(AptErrorKind::OldLists);
     }
     if ["Version '", "was not found"].iter().all(has) {
-        return Some(Cause::NoSuchPackage);
+        return Some(AptErrorKind::NoSuchPackage);
     }
     table.iter().find(|(_, parts)| parts.iter().any(has)).map(|(cause, _)| *cause)
 }
@@ -220,7 +224,7 @@ mod tests {
             ("W: Target Packages is configured multiple times", None),
         ];
         for (line, kind) in table {
-            assert_eq!(Trouble::of(line).map(|t| t.error().kind()), *kind, "{line}");
+            assert_eq!(AptError::of(line).map(|t| t.error().kind()), *kind, "{line}");
         }
     }
 
@@ -230,13 +234,16 @@ mod tests {
             "E: Sub-process /usr/bin/dpkg returned an error code (1)",
             " cannot copy extracted data: failed to write (No space left on device)",
         ];
-        let troubles: Vec<_> = lines.iter().filter_map(|line| Trouble::of(line)).collect();
-        assert_eq!(Trouble::first(&troubles).map(|trouble| trouble.cause), Some(Cause::DiskFull));
+        let troubles: Vec<_> = lines.iter().filter_map(|line| AptError::of(line)).collect();
+        assert_eq!(
+            AptError::first(&troubles).map(|trouble| trouble.cause),
+            Some(AptErrorKind::DiskFull)
+        );
     }
 
     #[test]
     fn what_a_mirror_writes_cannot_drive_the_terminal() {
-        let error = Trouble::of("E: Failed to fetch \x1b[2Jx").expect("a complaint").error();
+        let error = AptError::of("E: Failed to fetch \x1b[2Jx").expect("a complaint").error();
         assert!(!error.message().contains('\x1b'));
     }
 }

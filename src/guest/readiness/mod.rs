@@ -13,13 +13,13 @@ use std::time::Duration;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::watch::Watch;
-use super::{Site, reboot};
+use super::liveness::LivenessMonitor;
+use super::{ExecContext, reboot};
 use crate::error::{Error, Kind, Result};
 use crate::event::printable;
 use crate::host::{Command, Host};
 use crate::hypervisor::{GuestSpec, Hypervisor, Power};
-use crate::recipe::Ready;
+use crate::recipe::Readiness;
 use screen::Screen;
 pub use serial::Serial;
 
@@ -93,7 +93,7 @@ pub(super) struct Console {
 
 /// A guest as seen from the host that runs it.
 #[derive(Debug, Clone, Copy)]
-pub struct Outside<'a> {
+pub struct VmView<'a> {
     /// The host that runs it.
     pub host: &'a dyn Host,
     /// What runs it there.
@@ -102,7 +102,7 @@ pub struct Outside<'a> {
     pub spec: &'a GuestSpec,
 }
 
-impl Outside<'_> {
+impl VmView<'_> {
     /// Returns what its serial console tells now.
     pub(super) async fn console(&self) -> Result<Console> {
         let log = self.hypervisor.serial_log(self.spec);
@@ -118,7 +118,7 @@ impl Outside<'_> {
     /// Returns the error of a guest that runs and goes no further, as `trouble` tells.
     pub(super) async fn stuck(&self, trouble: &str) -> Error {
         Error::new(Kind::NotReady, trouble)
-            .on(&self.spec.vm)
+            .on_host(&self.spec.vm)
             .tail(&self.console_tail().await)
             .hint("`nestlab console` and `nestlab screenshot` show the rest")
     }
@@ -134,7 +134,7 @@ impl Outside<'_> {
             None => "is gone".to_owned(),
         };
         Err(Error::new(Kind::NotReady, format!("the VM {} {gone}", self.spec.vm))
-            .on(self.host.name())
+            .on_host(self.host.name())
             .tail(&self.console_tail().await))
     }
 
@@ -144,52 +144,52 @@ impl Outside<'_> {
     }
 }
 
-/// Waits until there is evidence that the guest is up. `site.host` is the guest; it is asked only for
-/// [`Ready::Ssh`], else it may be any host.
+/// Waits until there is evidence that the guest is up. `exec.host` is the guest; it is asked only for
+/// [`Readiness::Ssh`], else it may be any host.
 ///
 /// # Errors
 /// [`Kind::NotReady`] if the VM ends, or shows no sign of life; with the end of its serial console.
 /// What SSH refuses for good, such as a wrong host key, is returned as it is.
-pub async fn wait(site: Site<'_>, outside: Outside<'_>, wanted: &Ready) -> Result<Evidence> {
-    wait_within(site, outside, wanted, site.patience.limit(SILENCE)).await
+pub async fn wait(exec: ExecContext<'_>, view: VmView<'_>, wanted: &Readiness) -> Result<Evidence> {
+    wait_within(exec, view, wanted, exec.patience.limit(SILENCE)).await
 }
 
 /// Looks once, without waiting, and returns the evidence if there is any. A screen cannot be judged by one
 /// look: that is always `None`.
 pub async fn look(
-    site: Site<'_>,
-    outside: Outside<'_>,
-    wanted: &Ready,
+    exec: ExecContext<'_>,
+    view: VmView<'_>,
+    wanted: &Readiness,
 ) -> Result<Option<Evidence>> {
-    if *wanted == Ready::Screen {
+    if *wanted == Readiness::Screen {
         return Ok(None);
     }
-    match Sign::of(wanted, site)?.look(site, outside).await? {
-        Look::Up(evidence) => Ok(Some(evidence)),
-        Look::Waiting { .. } => Ok(None),
+    match ReadinessProbe::of(wanted, exec)?.look(exec, view).await? {
+        Observation::Up(evidence) => Ok(Some(evidence)),
+        Observation::Waiting { .. } => Ok(None),
     }
 }
 
 async fn wait_within(
-    site: Site<'_>,
-    outside: Outside<'_>,
-    wanted: &Ready,
+    exec: ExecContext<'_>,
+    view: VmView<'_>,
+    wanted: &Readiness,
     silence: Duration,
 ) -> Result<Evidence> {
-    let mut sign = Sign::of(wanted, site)?;
-    let mut watch = Watch::new(site, Some(outside), silence, sign.what());
+    let mut sign = ReadinessProbe::of(wanted, exec)?;
+    let mut watch = LivenessMonitor::new(exec, Some(view), silence, sign.what());
     loop {
-        site.proceed()?;
-        match watch.until(sign.look(site, outside)).await? {
-            Look::Up(evidence) => return Ok(evidence),
-            Look::Waiting { what, life } => watch.turn(what, life).await?,
+        exec.proceed()?;
+        match watch.until(sign.look(exec, view)).await? {
+            Observation::Up(evidence) => return Ok(evidence),
+            Observation::Waiting { what, life } => watch.turn(what, life).await?,
         }
         watch.rest().await?;
     }
 }
 
 /// What one look at a guest gave.
-enum Look {
+enum Observation {
     /// It is up.
     Up(Evidence),
     /// It is not yet.
@@ -202,70 +202,72 @@ enum Look {
 }
 
 /// What is looked at, and what is remembered from one look to the next.
-enum Sign {
+enum ReadinessProbe {
     Ssh,
     Serial(Serial),
     GuestAdditions,
     Screen(Screen),
 }
 
-impl Sign {
-    fn of(wanted: &Ready, site: Site<'_>) -> Result<Sign> {
+impl ReadinessProbe {
+    fn of(wanted: &Readiness, exec: ExecContext<'_>) -> Result<ReadinessProbe> {
         Ok(match wanted {
-            Ready::Ssh => Sign::Ssh,
-            Ready::Serial { pattern } => {
+            Readiness::Ssh => ReadinessProbe::Ssh,
+            Readiness::Serial { pattern } => {
                 let pattern = Regex::new(pattern).map_err(|error| {
                     Error::new(Kind::Recipe, "the pattern for the serial console is not one")
-                        .because(error)
+                        .with_source(error)
                 })?;
-                Sign::Serial(Serial::new(pattern))
+                ReadinessProbe::Serial(Serial::new(pattern))
             }
-            Ready::GuestAdditions => Sign::GuestAdditions,
-            Ready::Screen => Sign::Screen(Screen::new(site.patience.limit(screen::STEADY))),
+            Readiness::GuestAdditions => ReadinessProbe::GuestAdditions,
+            Readiness::Screen => {
+                ReadinessProbe::Screen(Screen::new(exec.patience.limit(screen::STEADY)))
+            }
         })
     }
 
     /// Returns what is waited for, for the progress line.
     fn what(&self) -> &'static str {
         match self {
-            Sign::Ssh => SSH,
-            Sign::Serial(_) => "waiting for a line on its serial console",
-            Sign::GuestAdditions => GUEST_ADDITIONS,
-            Sign::Screen(_) => "waiting for its screen",
+            ReadinessProbe::Ssh => SSH,
+            ReadinessProbe::Serial(_) => "waiting for a line on its serial console",
+            ReadinessProbe::GuestAdditions => GUEST_ADDITIONS,
+            ReadinessProbe::Screen(_) => "waiting for its screen",
         }
     }
 
-    async fn look(&mut self, site: Site<'_>, outside: Outside<'_>) -> Result<Look> {
+    async fn look(&mut self, exec: ExecContext<'_>, view: VmView<'_>) -> Result<Observation> {
         match self {
-            Sign::Ssh => ssh(site).await,
-            Sign::Serial(serial) => serial.look(outside).await,
-            Sign::GuestAdditions => guest_additions(outside).await,
-            Sign::Screen(screen) => screen.look(outside).await,
+            ReadinessProbe::Ssh => ssh(exec).await,
+            ReadinessProbe::Serial(serial) => serial.look(view).await,
+            ReadinessProbe::GuestAdditions => guest_additions(view).await,
+            ReadinessProbe::Screen(screen) => screen.look(view).await,
         }
     }
 }
 
-async fn ssh(site: Site<'_>) -> Result<Look> {
-    match reboot::boot_id(site.host).await {
-        Ok(boot_id) => Ok(Look::Up(Evidence::Ssh { boot_id })),
+async fn ssh(exec: ExecContext<'_>) -> Result<Observation> {
+    match reboot::boot_id(exec.host).await {
+        Ok(boot_id) => Ok(Observation::Up(Evidence::Ssh { boot_id })),
         Err(error) if error.kind() == Kind::Unreachable => {
-            Ok(Look::Waiting { what: SSH.to_owned(), life: error.message().to_owned() })
+            Ok(Observation::Waiting { what: SSH.to_owned(), life: error.message().to_owned() })
         }
         Err(error) => Err(error),
     }
 }
 
-async fn guest_additions(outside: Outside<'_>) -> Result<Look> {
+async fn guest_additions(view: VmView<'_>) -> Result<Observation> {
     let property = async |name: &str| {
         let name = format!("/VirtualBox/GuestInfo/OS/{name}");
-        let value = outside.hypervisor.guest_property(outside.host, outside.spec, &name).await?;
+        let value = view.hypervisor.guest_property(view.host, view.spec, &name).await?;
         Ok::<_, Error>(printable(value.unwrap_or_default().trim()))
     };
     let product = property("Product").await?;
     if product.is_empty() {
         let what = GUEST_ADDITIONS.to_owned();
-        return Ok(Look::Waiting { what, life: String::new() });
+        return Ok(Observation::Waiting { what, life: String::new() });
     }
     let release = property("Release").await?;
-    Ok(Look::Up(Evidence::GuestAdditions { product, release }))
+    Ok(Observation::Up(Evidence::GuestAdditions { product, release }))
 }

@@ -7,7 +7,7 @@
 use std::io::Cursor;
 use std::time::{Duration, Instant};
 
-use super::{Evidence, Look, Outside, trouble};
+use super::{Evidence, Observation, VmView, trouble};
 use crate::error::{Error, Result};
 
 /// How long a picture must stay, on bare metal.
@@ -42,7 +42,7 @@ impl Picture {
     /// Reads a PNG.
     fn decode(bytes: &[u8]) -> Result<Picture> {
         let bad = |error: png::DecodingError| {
-            Error::failed("the screenshot is not a picture").because(error)
+            Error::failed("the screenshot is not a picture").with_source(error)
         };
         let limits = png::Limits { bytes: MOST_BYTES };
         let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
@@ -104,24 +104,24 @@ impl Screen {
         Screen { steady, last: None, since: Instant::now(), changes: 0, trouble: None }
     }
 
-    pub(super) async fn look(&mut self, outside: Outside<'_>) -> Result<Look> {
-        let remote = outside.spec.directory.join("readiness.png");
-        outside.hypervisor.screenshot(outside.host, outside.spec, &remote).await?;
-        let picture = Picture::decode(&outside.host.read(&remote, MOST_PNG).await?)?;
+    pub(super) async fn look(&mut self, view: VmView<'_>) -> Result<Observation> {
+        let remote = view.spec.directory.join("readiness.png");
+        view.hypervisor.screenshot(view.host, view.spec, &remote).await?;
+        let picture = Picture::decode(&view.host.read(&remote, MOST_PNG).await?)?;
         let text = match (picture.width, picture.height) {
-            TEXT_MODE => outside.hypervisor.screen_text(outside.host, outside.spec).await?,
+            TEXT_MODE => view.hypervisor.screen_text(view.host, view.spec).await?,
             _ => None,
         };
         let trouble = text.as_deref().and_then(trouble::at_the_end_of);
         if trouble.is_some() && trouble == self.trouble {
-            return Err(outside.stuck(&trouble.unwrap_or_default()).await);
+            return Err(view.stuck(&trouble.unwrap_or_default()).await);
         }
         self.trouble = trouble;
         Ok(self.take(picture, text.as_deref()))
     }
 
     /// Takes the picture, with the text on it if that can be read.
-    fn take(&mut self, picture: Picture, text: Option<&str>) -> Look {
+    fn take(&mut self, picture: Picture, text: Option<&str>) -> Observation {
         let before = self.last.replace(picture.clone());
         match before {
             None => self.since = Instant::now(),
@@ -133,12 +133,12 @@ impl Screen {
         }
         if text.is_some_and(trouble::is_loading) {
             let what = "waiting for its boot loader".to_owned();
-            return Look::Waiting { what, life: self.changes.to_string() };
+            return Observation::Waiting { what, life: self.changes.to_string() };
         }
         let needed = self.steady * if self.changes == 0 { UNCHANGED_FACTOR } else { 1 };
         if !picture.is_dark() && self.since.elapsed() >= needed {
             let Picture { width, height, .. } = picture;
-            return Look::Up(Evidence::Screen { width, height, changes: self.changes });
+            return Observation::Up(Evidence::Screen { width, height, changes: self.changes });
         }
         let what = if picture.is_dark() {
             "waiting for its screen, which is dark".to_owned()
@@ -151,7 +151,7 @@ impl Screen {
         } else {
             format!("{} {:?}", self.changes, self.since.elapsed())
         };
-        Look::Waiting { what, life }
+        Observation::Waiting { what, life }
     }
 }
 
@@ -173,8 +173,8 @@ mod tests {
         Picture::decode(&bytes).expect("reads its own picture")
     }
 
-    fn is_up(look: &Look) -> bool {
-        matches!(look, Look::Up(_))
+    fn is_up(look: &Observation) -> bool {
+        matches!(look, Observation::Up(_))
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         let mut screen = Screen::new(Duration::ZERO);
         screen.take(screenshot(64, 0, 0), None);
         let look = screen.take(screenshot(64, 10, 60), None);
-        let Look::Up(Evidence::Screen { width, height, changes }) = look else {
+        let Observation::Up(Evidence::Screen { width, height, changes }) = look else {
             panic!("not taken for evidence")
         };
         assert_eq!((width, height, changes), (64, 80, 1));
@@ -203,8 +203,8 @@ mod tests {
         for _ in 0..3 {
             let loading = Some("SeaBIOS\n\nBooting from Hard Disk...\n");
             match screen.take(screenshot(64, 10, 60), loading) {
-                Look::Waiting { life, .. } => lives.push(life),
-                Look::Up(evidence) => panic!("{evidence:?}"),
+                Observation::Waiting { life, .. } => lives.push(life),
+                Observation::Up(evidence) => panic!("{evidence:?}"),
             }
         }
         lives.dedup();
@@ -218,8 +218,8 @@ mod tests {
         let mut lives = Vec::new();
         for to in [20, 40, 60] {
             match screen.take(screenshot(64, 10, to), None) {
-                Look::Waiting { life, .. } => lives.push(life),
-                Look::Up(evidence) => panic!("{evidence:?}"),
+                Observation::Waiting { life, .. } => lives.push(life),
+                Observation::Up(evidence) => panic!("{evidence:?}"),
             }
         }
         lives.dedup();

@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::{Evidence, Look, Outside};
+use super::{Evidence, Observation, VmView};
 use crate::error::{Error, Result};
 use crate::event::printable;
 use crate::host::Command;
@@ -33,18 +33,18 @@ impl Serial {
     }
 
     /// Looks at what was written since the last look.
-    pub(super) async fn look(&mut self, outside: Outside<'_>) -> Result<Look> {
-        let log = outside.hypervisor.serial_log(outside.spec);
+    pub(super) async fn look(&mut self, view: VmView<'_>) -> Result<Observation> {
+        let log = view.hypervisor.serial_log(view.spec);
         let from = (self.read + 1).to_string();
         let read = Command::new("sh").args(["-c", READ, "read-log", log.as_str(), &from]);
-        let answer = outside.host.check(&read).await?.stdout;
+        let answer = view.host.check(&read).await?.stdout;
         let found = match answer.iter().position(|b| *b == b'\n') {
             None => None,
             Some(end) => self.take(&answer[..end], &answer[end + 1..])?,
         };
         Ok(match found {
-            Some(line) => Look::Up(Evidence::Serial { line }),
-            None => Look::Waiting {
+            Some(line) => Observation::Up(Evidence::Serial { line }),
+            None => Observation::Waiting {
                 what: match String::from_utf8_lossy(&self.line).trim() {
                     "" => "waiting for its serial console".to_owned(),
                     last => format!("waiting for its serial console: {}", shortened(last)),
@@ -90,10 +90,10 @@ impl Serial {
 }
 
 /// Returns the end of the guest's serial console, for an error; nothing if it cannot be read.
-pub(super) async fn tail(outside: Outside<'_>) -> Vec<u8> {
-    let log = outside.hypervisor.serial_log(outside.spec);
+pub(super) async fn tail(view: VmView<'_>) -> Vec<u8> {
+    let log = view.hypervisor.serial_log(view.spec);
     let tail = Command::new("tail").args(["-c", "8192", "--", log.as_str()]);
-    outside.host.run(&tail).await.map(|output| output.stdout).unwrap_or_default()
+    view.host.run(&tail).await.map(|output| output.stdout).unwrap_or_default()
 }
 
 /// Returns the end of a line that fits on a progress line.

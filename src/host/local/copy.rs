@@ -10,19 +10,24 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// How much is copied between two looks at whether to go on.
 const CHUNK: u64 = 8 << 20;
 
 /// Copies `from` to `to` with the permission bits `mode`. Dropping the future ends it and leaves nothing.
-pub(super) async fn copy(from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
+pub(super) async fn copy(
+    from: &Utf8Path,
+    to: &Utf8Path,
+    mode: u32,
+    events: &EventSink,
+) -> Result<()> {
     let dropped = OnDrop(Arc::new(AtomicBool::new(false)));
     let stop = dropped.0.clone();
-    let (from, to, feed) = (from.to_owned(), to.to_owned(), feed.clone());
-    tokio::task::spawn_blocking(move || copy_now(&from, &to, mode, &feed, &stop))
+    let (from, to, events) = (from.to_owned(), to.to_owned(), events.clone());
+    tokio::task::spawn_blocking(move || copy_now(&from, &to, mode, &events, &stop))
         .await
-        .map_err(|panic| Error::internal("copying a file panicked").because(panic))?
+        .map_err(|panic| Error::internal("copying a file panicked").with_source(panic))?
 }
 
 /// Tells the blocking thread that nobody waits for it any more.
@@ -38,7 +43,7 @@ fn copy_now(
     from: &Utf8PathBuf,
     to: &Utf8PathBuf,
     mode: u32,
-    feed: &Feed,
+    events: &EventSink,
     stop: &AtomicBool,
 ) -> Result<()> {
     let source = File::open(from)?;
@@ -53,10 +58,10 @@ fn copy_now(
         .tempfile_in(directory)
         .map_err(|cause| unwritable(to, &cause))?;
     if rustix::fs::ioctl_ficlone(target.as_file(), source.file()).is_err() {
-        copy_data(source.file(), target.as_file(), size, feed, stop)
+        copy_data(source.file(), target.as_file(), size, events, stop)
             .map_err(|cause| unwritable(to, &cause))?;
     }
-    feed.bytes(size, Some(size));
+    events.bytes(size, Some(size));
     let finish = || -> std::io::Result<()> {
         target.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
         target.as_file().sync_all()
@@ -73,7 +78,7 @@ fn copy_data(
     source: &std::fs::File,
     target: &std::fs::File,
     size: u64,
-    feed: &Feed,
+    events: &EventSink,
     stop: &AtomicBool,
 ) -> std::io::Result<()> {
     target.set_len(size)?;
@@ -94,7 +99,7 @@ fn copy_data(
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             at += copied as u64;
-            feed.bytes(at, Some(size));
+            events.bytes(at, Some(size));
         }
     }
     Ok(())
@@ -164,7 +169,7 @@ mod tests {
         file.set_len(128 << 20).unwrap();
         drop(file);
 
-        copy(&from, &to, 0o640, &Feed::silent()).await.unwrap();
+        copy(&from, &to, 0o640, &EventSink::silent()).await.unwrap();
 
         let copied = std::fs::metadata(&to).unwrap();
         assert_eq!((copied.len(), copied.mode() & 0o777), (128 << 20, 0o640));
@@ -177,7 +182,7 @@ mod tests {
         let (_kept, path) = directory();
         let to = path.join("to");
         std::fs::write(&to, "before").unwrap();
-        let error = copy(&path.join("none"), &to, 0o600, &Feed::silent()).await.unwrap_err();
+        let error = copy(&path.join("none"), &to, 0o600, &EventSink::silent()).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "before");
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
@@ -189,7 +194,7 @@ mod tests {
         let (from, to) = (path.join("from"), path.join("to"));
         std::fs::write(&from, "new").unwrap();
         std::fs::write(&to, "old and longer").unwrap();
-        copy(&from, &to, 0o600, &Feed::silent()).await.unwrap();
+        copy(&from, &to, 0o600, &EventSink::silent()).await.unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "new");
     }
 }

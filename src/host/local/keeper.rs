@@ -46,13 +46,13 @@ signal KILL
 exit 0"#;
 
 /// A process group in the care of the keeper, until this is dropped.
-pub(super) struct Kept(String);
+pub(super) struct GuardedGroup(String);
 
-impl Kept {
+impl GuardedGroup {
     /// Gives the group of `leader` into the keeper's care; `elevated` if it runs as root through sudo.
     pub(super) fn new(leader: Pid, elevated: bool) -> Self {
         let mark = if elevated { "s" } else { "" };
-        let kept = Kept(format!("{mark}{}", leader.as_raw_nonzero()));
+        let kept = GuardedGroup(format!("{mark}{}", leader.as_raw_nonzero()));
         kept.tell('+');
         kept
     }
@@ -68,7 +68,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for GuardedGroup {
     fn drop(&mut self) {
         self.tell('-');
     }

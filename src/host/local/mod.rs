@@ -9,7 +9,7 @@ use camino::Utf8Path;
 
 use super::{Command, Exit, Host, OnOutput, Stream, StreamAddress};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// This machine.
 #[derive(Debug)]
@@ -45,15 +45,23 @@ impl Host for Local {
     /// Runs `command` in a process group of its own. Dropping the future, or silence beyond the
     /// command's limit, ends the whole group; what has left the group (a daemon) lives on.
     async fn run_streaming(&self, command: &Command, on_output: OnOutput<'_>) -> Result<Exit> {
-        process::run(command, self.is_root, on_output).await.map_err(|error| error.on(self.name()))
+        process::run(command, self.is_root, on_output)
+            .await
+            .map_err(|error| error.on_host(self.name()))
     }
 
-    async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
-        copy::copy(from, to, mode, feed).await.map_err(|error| error.on(self.name()))
+    async fn put(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        mode: u32,
+        events: &EventSink,
+    ) -> Result<()> {
+        copy::copy(from, to, mode, events).await.map_err(|error| error.on_host(self.name()))
     }
 
-    async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
-        copy::copy(from, to, 0o600, feed).await.map_err(|error| error.on(self.name()))
+    async fn get(&self, from: &Utf8Path, to: &Utf8Path, events: &EventSink) -> Result<()> {
+        copy::copy(from, to, 0o600, events).await.map_err(|error| error.on_host(self.name()))
     }
 
     async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>> {
@@ -70,8 +78,8 @@ impl Host for Local {
         };
         opened.map_err(|cause| {
             Error::new(Kind::Unreachable, format!("cannot connect to {address}: {cause}"))
-                .because(cause)
-                .on(self.name())
+                .with_source(cause)
+                .on_host(self.name())
         })
     }
 

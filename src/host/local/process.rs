@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 
-use super::keeper::Kept;
+use super::keeper::GuardedGroup;
 use crate::error::{Error, Result};
 use crate::host::{Command, Exit, OnOutput, StdStream, program};
 
@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Runs `command`, passing on what it writes, and returns how it ended.
 pub(super) async fn run(command: &Command, is_root: bool, on_output: OnOutput<'_>) -> Result<Exit> {
     let argv = command.argv_on(is_root);
-    let tried = |error: Error| error.tried(command.argv().iter().cloned());
+    let tried = |error: Error| error.with_command(command.argv().iter().cloned());
     let mut child = spawn(command, &argv).map_err(tried)?;
     let mut group = Group::of(&child, argv.len() != command.argv().len());
     let ended = follow(command, &mut child, on_output).await;
@@ -31,12 +31,12 @@ pub(super) async fn run(command: &Command, is_root: bool, on_output: OnOutput<'_
             group.leave();
             Ok(exit(status))
         }
-        Err(Stopped::Silent(limit)) => {
+        Err(LocalStop::Silent(limit)) => {
             group.end(&mut child).await;
             Err(tried(crate::host::command::silent(command, limit)))
         }
-        Err(Stopped::Broken(cause)) => {
-            Err(tried(Error::failed(format!("lost track of `{}`", argv[0])).because(cause)))
+        Err(LocalStop::Broken(cause)) => {
+            Err(tried(Error::failed(format!("lost track of `{}`", argv[0])).with_source(cause)))
         }
     }
 }
@@ -58,14 +58,14 @@ fn spawn(command: &Command, argv: &[String]) -> Result<Child> {
 }
 
 /// Why a process is no longer followed.
-enum Stopped {
+enum LocalStop {
     Silent(Duration),
     Broken(std::io::Error),
 }
 
-impl From<std::io::Error> for Stopped {
+impl From<std::io::Error> for LocalStop {
     fn from(error: std::io::Error) -> Self {
-        Stopped::Broken(error)
+        LocalStop::Broken(error)
     }
 }
 
@@ -75,10 +75,10 @@ async fn follow(
     command: &Command,
     child: &mut Child,
     on_output: OnOutput<'_>,
-) -> Result<ExitStatus, Stopped> {
+) -> Result<ExitStatus, LocalStop> {
     let mut out = child.stdout.take();
     let mut err = child.stderr.take();
-    let feeding = feed(child.stdin.take(), command.input());
+    let feeding = events(child.stdin.take(), command.input());
     tokio::pin!(feeding);
     let mut fed = false;
     let (mut out_buffer, mut err_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
@@ -102,7 +102,7 @@ async fn follow(
                 return Ok(status);
             }
             () = &mut silence, if limit.is_some() => {
-                return Err(Stopped::Silent(limit.unwrap_or_default()));
+                return Err(LocalStop::Silent(limit.unwrap_or_default()));
             }
         };
         match (stream, read) {
@@ -129,7 +129,7 @@ async fn read_some(
 }
 
 /// Writes `input` and closes the pipe. A program that does not read all of it is free to do so.
-async fn feed(stdin: Option<ChildStdin>, input: &[u8]) -> std::io::Result<()> {
+async fn events(stdin: Option<ChildStdin>, input: &[u8]) -> std::io::Result<()> {
     let Some(mut stdin) = stdin else { return Ok(()) };
     match stdin.write_all(input).await {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error),
@@ -166,13 +166,13 @@ fn exit(status: ExitStatus) -> Exit {
 struct Group {
     leader: Option<Pid>,
     elevated: bool,
-    kept: Option<Kept>,
+    kept: Option<GuardedGroup>,
 }
 
 impl Group {
     fn of(child: &Child, elevated: bool) -> Self {
         let leader = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        let kept = leader.map(|leader| Kept::new(leader, elevated));
+        let kept = leader.map(|leader| GuardedGroup::new(leader, elevated));
         Group { leader, elevated, kept }
     }
 

@@ -30,7 +30,7 @@ pub(super) fn is_again(error: &ssh2::Error) -> bool {
 
 /// Why a channel did not do what it was opened for.
 #[derive(Debug, Clone)]
-pub(super) enum Failure {
+pub(super) enum ChannelError {
     /// The session was over before anything was asked for in the channel, and why.
     NotOpened(String),
     /// The session is over, and why.
@@ -39,25 +39,25 @@ pub(super) enum Failure {
     Refused(String),
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<ChannelError> for Error {
+    fn from(failure: ChannelError) -> Self {
         match failure {
-            Failure::NotOpened(why) | Failure::Lost(why) => {
+            ChannelError::NotOpened(why) | ChannelError::Lost(why) => {
                 Error::new(Kind::Unreachable, format!("the connection was lost: {why}"))
             }
-            Failure::Refused(why) => Error::failed(format!("the server refused: {why}")),
+            ChannelError::Refused(why) => Error::failed(format!("the server refused: {why}")),
         }
     }
 }
 
 /// The size of a terminal, in columns and rows.
-pub(super) type Size = (u32, u32);
+pub(super) type TerminalSize = (u32, u32);
 
 /// What a session channel is asked for, in order, before it runs.
 #[derive(Debug, Clone)]
-pub(super) enum Ask {
+pub(super) enum ChannelRequest {
     /// A terminal of this type and size.
-    Terminal(String, Size),
+    Terminal(String, TerminalSize),
     /// A command line.
     Command(String),
     /// The user's login shell.
@@ -71,23 +71,23 @@ pub(super) struct Ends {
     /// From its standard error.
     pub(super) error: Option<UnixStream>,
     /// Told once the channel has what it was opened for.
-    pub(super) opened: Option<oneshot::Sender<Result<(), Failure>>>,
+    pub(super) opened: Option<oneshot::Sender<Result<(), ChannelError>>>,
     /// Told how it ended. Once nobody listens any more, the channel is closed.
-    pub(super) done: Option<oneshot::Sender<Result<Exit, Failure>>>,
+    pub(super) done: Option<oneshot::Sender<Result<Exit, ChannelError>>>,
     /// Set before `main` ends early, since an end of file cannot say why.
     pub(super) lost: Arc<OnceLock<String>>,
     /// The size of the caller's terminal.
-    pub(super) size: Option<watch::Receiver<Size>>,
+    pub(super) size: Option<watch::Receiver<TerminalSize>>,
 }
 
 impl Ends {
     /// Tells the caller that it came to nothing.
-    pub(super) fn fail(mut self, failure: Failure) {
+    pub(super) fn fail(mut self, failure: ChannelError) {
         self.told(failure);
     }
 
-    fn told(&mut self, failure: Failure) {
-        if let Failure::Lost(why) = &failure {
+    fn told(&mut self, failure: ChannelError) {
+        if let ChannelError::Lost(why) = &failure {
             // Set at most once, here.
             let _ = self.lost.set(why.clone());
         }
@@ -113,16 +113,16 @@ impl Ends {
 }
 
 /// Bytes on their way to a caller.
-struct Sink {
+struct OutputSink {
     to: Option<UnixStream>,
     buffer: Vec<u8>,
     written: usize,
     ended: bool,
 }
 
-impl Sink {
+impl OutputSink {
     fn new(to: Option<UnixStream>) -> Self {
-        Sink { to, buffer: Vec::with_capacity(CHUNK), written: 0, ended: false }
+        OutputSink { to, buffer: Vec::with_capacity(CHUNK), written: 0, ended: false }
     }
 
     fn is_empty(&self) -> bool {
@@ -174,7 +174,7 @@ impl Sink {
 
 /// Where a channel stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ChannelStage {
     /// Asking the server for what it is to be.
     Asking,
     /// Moving bytes.
@@ -188,39 +188,43 @@ enum Stage {
 /// An open channel.
 pub(super) struct Pump {
     channel: Channel,
-    asks: VecDeque<Ask>,
-    stage: Stage,
+    asks: VecDeque<ChannelRequest>,
+    stage: ChannelStage,
     ends: Ends,
     from: UnixStream,
     input: Vec<u8>,
     input_ended: bool,
     eof_sent: bool,
-    output: Sink,
-    error: Sink,
+    output: OutputSink,
+    error: OutputSink,
     exit: Option<Exit>,
     is_session: bool,
 }
 
 impl Pump {
     /// Returns the pump of a channel that the server has opened.
-    pub(super) fn new(channel: Channel, asks: Vec<Ask>, mut ends: Ends) -> std::io::Result<Self> {
+    pub(super) fn new(
+        channel: Channel,
+        asks: Vec<ChannelRequest>,
+        mut ends: Ends,
+    ) -> std::io::Result<Self> {
         let output = ends.main.try_clone()?;
         let from = ends.main.try_clone()?;
-        let error = Sink::new(ends.error.take());
+        let error = OutputSink::new(ends.error.take());
         let is_session = !asks.is_empty();
         if !is_session {
             ends.opened();
         }
         Ok(Pump {
             channel,
-            stage: if is_session { Stage::Asking } else { Stage::Running },
+            stage: if is_session { ChannelStage::Asking } else { ChannelStage::Running },
             asks: asks.into(),
             ends,
             from,
             input: Vec::new(),
             input_ended: false,
             eof_sent: false,
-            output: Sink::new(Some(output)),
+            output: OutputSink::new(Some(output)),
             error,
             exit: None,
             is_session,
@@ -234,7 +238,7 @@ impl Pump {
 
     /// Returns whether it is closed and can be finished.
     pub(super) fn is_closed(&self) -> bool {
-        self.stage == Stage::Closed
+        self.stage == ChannelStage::Closed
     }
 
     /// Returns whether all that it still waits for must come from the server.
@@ -248,14 +252,14 @@ impl Pump {
     /// Why the whole session is broken.
     pub(super) fn step(&mut self, wire: &mut Wire) -> Result<bool, String> {
         let moved = match self.stage {
-            Stage::Asking => self.ask()?,
-            Stage::Running if self.ends.is_abandoned() => {
-                self.stage = Stage::Closing;
+            ChannelStage::Asking => self.ask()?,
+            ChannelStage::Running if self.ends.is_abandoned() => {
+                self.stage = ChannelStage::Closing;
                 true
             }
-            Stage::Running => self.run(wire)?,
-            Stage::Closing => self.close()?,
-            Stage::Closed => false,
+            ChannelStage::Running => self.run(wire)?,
+            ChannelStage::Closing => self.close()?,
+            ChannelStage::Closed => false,
         };
         wire.collect();
         Ok(moved)
@@ -263,18 +267,18 @@ impl Pump {
 
     fn ask(&mut self) -> Result<bool, String> {
         let asked = match self.asks.front().expect("a channel that asks has something to ask for") {
-            Ask::Terminal(kind, (columns, rows)) => {
+            ChannelRequest::Terminal(kind, (columns, rows)) => {
                 self.channel.request_pty(kind, None, Some((*columns, *rows, 0, 0)))
             }
-            Ask::Command(line) => self.channel.exec(line),
-            Ask::Shell => self.channel.shell(),
+            ChannelRequest::Command(line) => self.channel.exec(line),
+            ChannelRequest::Shell => self.channel.shell(),
         };
         match asked {
             Ok(()) => {
                 self.asks.pop_front();
                 if self.asks.is_empty() {
                     self.ends.opened();
-                    self.stage = Stage::Running;
+                    self.stage = ChannelStage::Running;
                 }
                 Ok(true)
             }
@@ -282,9 +286,9 @@ impl Pump {
             Err(error) if is_refusal(&error) => {
                 if let Some(opened) = self.ends.opened.take() {
                     // A caller that has gone does not hear it.
-                    let _ = opened.send(Err(Failure::Refused(error.message().to_owned())));
+                    let _ = opened.send(Err(ChannelError::Refused(error.message().to_owned())));
                 }
-                self.stage = Stage::Closing;
+                self.stage = ChannelStage::Closing;
                 Ok(true)
             }
             Err(error) => Err(error.message().to_owned()),
@@ -374,14 +378,14 @@ impl Pump {
         match self.channel.wait_close() {
             Ok(()) => {
                 self.exit = self.is_session.then(|| self.exit_of()).transpose()?;
-                self.stage = Stage::Closing;
+                self.stage = ChannelStage::Closing;
                 return Ok(true);
             }
             Err(error) if is_again(&error) => {}
             Err(error) => return Err(error.message().to_owned()),
         }
         if !self.is_session && self.eof_sent {
-            self.stage = Stage::Closing;
+            self.stage = ChannelStage::Closing;
             return Ok(true);
         }
         Ok(news)
@@ -399,7 +403,7 @@ impl Pump {
     fn close(&mut self) -> Result<bool, String> {
         match self.channel.close() {
             Ok(()) => {
-                self.stage = Stage::Closed;
+                self.stage = ChannelStage::Closed;
                 Ok(true)
             }
             Err(error) if is_again(&error) => Ok(false),
@@ -417,14 +421,14 @@ impl Pump {
 
     /// Tells the caller that the session is over. The pump is not to be used any more.
     pub(super) fn lost(&mut self, why: &str) {
-        self.ends.told(Failure::Lost(why.to_owned()));
+        self.ends.told(ChannelError::Lost(why.to_owned()));
         self.output.end();
         self.error.end();
     }
 
     /// Adds what of the caller's ends it waits for.
     pub(super) fn watch<'a>(&'a self, wire: &Wire, polled: &mut Vec<PollFd<'a>>) {
-        if self.stage != Stage::Running {
+        if self.stage != ChannelStage::Running {
             return;
         }
         if self.input.is_empty() && !self.input_ended && wire.has_room() {

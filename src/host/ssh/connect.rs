@@ -8,11 +8,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
-use super::actor::{Again, Login, NotConnected};
+use super::actor::{Again, LoginRequest, NotConnected};
 use super::connection::Connection;
 use super::{SshTarget, Via, wire};
 use crate::error::{Error, Kind, Result};
-use crate::host::{Patience, Stream};
+use crate::host::{Stream, TimeoutScale};
 
 /// How long an address may take to accept a connection, on bare metal.
 const ACCEPT: Duration = Duration::from_secs(10);
@@ -48,12 +48,12 @@ pub(super) async fn connect(target: &SshTarget) -> Result<Arc<Connection>> {
 }
 
 /// Returns how long to try again after such a failure of a machine this slow.
-fn limit(patience: Patience, again: Again) -> Duration {
+fn limit(patience: TimeoutScale, again: Again) -> Duration {
     if again == Again::Soon { TRY_AGAIN } else { patience.limit(TRY_AGAIN) }
 }
 
 async fn attempt(target: &SshTarget, any_host_key: bool) -> Result<Arc<Connection>, NotConnected> {
-    let login = Login {
+    let login = LoginRequest {
         user: target.user.clone(),
         credential: target.key.load().map_err(NotConnected::for_good)?,
         policy: target.host_key.clone(),
@@ -125,7 +125,7 @@ async fn tcp(host: &str, port: u16, limit: Duration) -> Result<TcpStream, NotCon
             Ok(stream)
         }
         Ok(Err(cause)) => {
-            let error = Error::new(Kind::Unreachable, failed(cause.to_string())).because(cause);
+            let error = Error::new(Kind::Unreachable, failed(cause.to_string())).with_source(cause);
             Err(NotConnected::unreachable(error))
         }
         Err(_) => {
@@ -173,7 +173,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
-        let slow = Patience::new(50.0);
+        let slow = TimeoutScale::new(50.0);
         let target = |via: Via| SshTarget {
             name: "l1".to_owned(),
             user: "root".to_owned(),
@@ -188,8 +188,8 @@ mod tests {
             let Err(failed) = way(&target(via)).await else { panic!("nobody listens") };
             assert_eq!(failed.again, Again::Soon);
             assert!(failed.error.is_refusal(), "{}", failed.error);
-            assert_eq!(limit(slow, failed.again), limit(Patience::NATIVE, Again::Later));
+            assert_eq!(limit(slow, failed.again), limit(TimeoutScale::NATIVE, Again::Later));
         }
-        assert_eq!(limit(slow, Again::Later), 50 * limit(Patience::NATIVE, Again::Later));
+        assert_eq!(limit(slow, Again::Later), 50 * limit(TimeoutScale::NATIVE, Again::Later));
     }
 }

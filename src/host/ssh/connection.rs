@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
-use super::actor::{self, Goal, Login, NotConnected, Request, Waker};
-use super::channel::{Ends, Failure, Size};
+use super::actor::{self, ChannelTarget, LoginRequest, NotConnected, Request, Waker};
+use super::channel::{ChannelError, Ends, TerminalSize};
 use crate::error::{Error, Kind, Result};
 use crate::host::Exit;
 
@@ -26,9 +26,12 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Establishes a session over `outer`.
-    pub(super) async fn establish(outer: OwnedFd, login: Login) -> Result<Arc<Self>, NotConnected> {
+    pub(super) async fn establish(
+        outer: OwnedFd,
+        login: LoginRequest,
+    ) -> Result<Arc<Self>, NotConnected> {
         let unusable = |what: &str, cause: std::io::Error| {
-            NotConnected::for_good(Error::new(Kind::Io, what).because(cause))
+            NotConnected::for_good(Error::new(Kind::Io, what).with_source(cause))
         };
         let waker = Waker::new().map_err(|cause| unusable("no event descriptor is left", cause))?;
         let (requests, inbox) = std::sync::mpsc::channel();
@@ -55,11 +58,11 @@ impl Connection {
     /// Opens a channel; a terminal in it follows `size`.
     pub(super) async fn open(
         self: &Arc<Self>,
-        goal: Goal,
-        size: Option<watch::Receiver<Size>>,
-    ) -> Result<Held, Failure> {
-        let with_errors = matches!(goal, Goal::Session(_));
-        let local = |error: std::io::Error| Failure::Refused(error.to_string());
+        goal: ChannelTarget,
+        size: Option<watch::Receiver<TerminalSize>>,
+    ) -> Result<ChannelHold, ChannelError> {
+        let with_errors = matches!(goal, ChannelTarget::Session(_));
+        let local = |error: std::io::Error| ChannelError::Refused(error.to_string());
         let (main, far_main) = pair().map_err(local)?;
         let (error, far_error) = if with_errors {
             let (error, far_error) = pair().map_err(local)?;
@@ -79,13 +82,13 @@ impl Connection {
             size,
         };
         let ending = Ending { done: Some(is_done), connection: self.clone() };
-        let held = Held { main, error, lost, ending };
+        let held = ChannelHold { main, error, lost, ending };
         let over = "the session is over";
         self.requests
             .send(Request::Open(goal, ends))
-            .map_err(|_| Failure::NotOpened(over.to_owned()))?;
+            .map_err(|_| ChannelError::NotOpened(over.to_owned()))?;
         self.waker.wake();
-        is_open.await.unwrap_or_else(|_| Err(Failure::Lost(over.to_owned())))?;
+        is_open.await.unwrap_or_else(|_| Err(ChannelError::Lost(over.to_owned())))?;
         Ok(held)
     }
 
@@ -112,7 +115,7 @@ fn pair() -> std::io::Result<(UnixStream, std::os::unix::net::UnixStream)> {
 }
 
 /// A caller's hold on a channel; letting go of it closes the channel.
-pub(super) struct Held {
+pub(super) struct ChannelHold {
     /// Standard input and output, or the stream itself.
     pub(super) main: UnixStream,
     /// Standard error; `None` once it has ended, and for a stream.
@@ -124,14 +127,14 @@ pub(super) struct Held {
 
 /// How a channel ends; letting go of it closes the channel.
 pub(super) struct Ending {
-    done: Option<oneshot::Receiver<Result<Exit, Failure>>>,
+    done: Option<oneshot::Receiver<Result<Exit, ChannelError>>>,
     connection: Arc<Connection>,
 }
 
 impl Ending {
     /// Returns how the command ended, once it has; to be asked until it has answered, not after.
-    pub(super) async fn exit(&mut self) -> Result<Exit, Failure> {
-        let gone = || Failure::Lost("the session is over".to_owned());
+    pub(super) async fn exit(&mut self) -> Result<Exit, ChannelError> {
+        let gone = || ChannelError::Lost("the session is over".to_owned());
         match &mut self.done {
             Some(done) => done.await.unwrap_or_else(|_| Err(gone())),
             None => Err(gone()),
@@ -153,12 +156,12 @@ impl Drop for Ending {
 
 /// A byte stream through a session. Unlike a socket pair, it tells a lost session from an end.
 pub(super) struct Bridged {
-    held: Held,
+    held: ChannelHold,
 }
 
 impl Bridged {
     /// Returns the stream that a channel carries.
-    pub(super) fn new(held: Held) -> Self {
+    pub(super) fn new(held: ChannelHold) -> Self {
         Bridged { held }
     }
 }

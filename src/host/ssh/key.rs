@@ -58,14 +58,14 @@ impl SshKey {
 
 /// A server's public key as it goes over the wire, whatever its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct HostKey(Vec<u8>);
+struct ServerKey(Vec<u8>);
 
-impl HostKey {
+impl ServerKey {
     /// Reads `kind base64 …`; `None` for anything else.
     fn read(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace();
         let kind = words.next()?;
-        let key = HostKey(STANDARD.decode(words.next()?).ok()?);
+        let key = ServerKey(STANDARD.decode(words.next()?).ok()?);
         (key.kind() == Some(kind)).then_some(key)
     }
 
@@ -109,8 +109,8 @@ pub enum HostKeyPolicy {
 /// The host keys that are accepted, found before the server is asked for its own.
 #[derive(Debug)]
 pub(super) struct Accepted {
-    keys: Vec<HostKey>,
-    revoked: Vec<HostKey>,
+    keys: Vec<ServerKey>,
+    revoked: Vec<ServerKey>,
     /// Where the key of an unknown machine is written, and under which name.
     learn: Option<(Utf8PathBuf, String)>,
 }
@@ -120,7 +120,7 @@ impl HostKeyPolicy {
     pub(super) fn accepted(&self, name: &str, port: u16, session: &Session) -> Result<Accepted> {
         let (file, accept_new) = match self {
             HostKeyPolicy::Pinned(lines) => {
-                let keys: Vec<_> = lines.iter().filter_map(|line| HostKey::read(line)).collect();
+                let keys: Vec<_> = lines.iter().filter_map(|line| ServerKey::read(line)).collect();
                 if keys.is_empty() || keys.len() < lines.len() {
                     return Err(Error::internal("a pinned host key is not in OpenSSH's format"));
                 }
@@ -148,7 +148,7 @@ fn read_known_hosts(
     name: &str,
     port: u16,
     session: &Session,
-) -> Result<(Vec<HostKey>, Vec<HostKey>)> {
+) -> Result<(Vec<ServerKey>, Vec<ServerKey>)> {
     let text = match fs_err::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -160,12 +160,13 @@ fn read_known_hosts(
         match first {
             "@revoked" => {
                 let key =
-                    rest.trim().split_once([' ', '\t']).and_then(|(_, key)| HostKey::read(key));
+                    rest.trim().split_once([' ', '\t']).and_then(|(_, key)| ServerKey::read(key));
                 revoked.extend(key);
             }
             _ if first.starts_with(['#', '@']) => {}
-            _ => keys
-                .extend(HostKey::read(rest).filter(|key| is_about(line, name, port, key, session))),
+            _ => keys.extend(
+                ServerKey::read(rest).filter(|key| is_about(line, name, port, key, session)),
+            ),
         }
     }
     Ok((keys, revoked))
@@ -173,7 +174,7 @@ fn read_known_hosts(
 
 /// Returns whether `line` of a `known_hosts` file, which has `key`, is about `name` and `port`; libssh2
 /// knows hashed names.
-fn is_about(line: &str, name: &str, port: u16, key: &HostKey, session: &Session) -> bool {
+fn is_about(line: &str, name: &str, port: u16, key: &ServerKey, session: &Session) -> bool {
     let check = || -> Result<CheckResult, ssh2::Error> {
         let mut hosts = session.known_hosts()?;
         hosts.read_str(line, KnownHostFileKind::OpenSSH)?;
@@ -186,7 +187,7 @@ impl Accepted {
     /// Returns the host-key methods to ask the server for, so that it shows a key that can be compared;
     /// `None` where any will do.
     pub(super) fn methods(&self) -> Option<String> {
-        let methods: Vec<&str> = self.keys.iter().flat_map(HostKey::methods).collect();
+        let methods: Vec<&str> = self.keys.iter().flat_map(ServerKey::methods).collect();
         (!methods.is_empty()).then(|| methods.join(","))
     }
 
@@ -195,7 +196,7 @@ impl Accepted {
     /// # Errors
     /// [`Kind::Untrusted`] if it is another than the accepted ones, or revoked.
     pub(super) fn check(&self, shown: &[u8]) -> Result<()> {
-        let shown = HostKey(shown.to_owned());
+        let shown = ServerKey(shown.to_owned());
         if self.revoked.contains(&shown) {
             let print = shown.fingerprint();
             return Err(Error::new(Kind::Untrusted, format!("the host key {print} is revoked")));
@@ -209,8 +210,8 @@ impl Accepted {
         }
     }
 
-    fn another(&self, shown: &HostKey) -> Error {
-        let wanted: Vec<String> = self.keys.iter().map(HostKey::fingerprint).collect();
+    fn another(&self, shown: &ServerKey) -> Error {
+        let wanted: Vec<String> = self.keys.iter().map(ServerKey::fingerprint).collect();
         let message = format!(
             "the server is not the one it should be: it shows the host key {}, not {}",
             shown.fingerprint(),
@@ -223,7 +224,7 @@ impl Accepted {
 }
 
 /// Adds the key of a machine that was unknown so far.
-fn learn(file: &Utf8Path, name: &str, key: &HostKey) -> Result<()> {
+fn learn(file: &Utf8Path, name: &str, key: &ServerKey) -> Result<()> {
     use fs_err::os::unix::fs::OpenOptionsExt;
     use std::io::Write;
     let kind = key.kind().ok_or_else(|| Error::new(Kind::Untrusted, "the host key has no kind"))?;
@@ -249,7 +250,7 @@ mod tests {
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA5J1UsakECf5dnDYIEFI1RcZH0duMN/+wKYBcA18p6w";
 
     fn blob(line: &str) -> Vec<u8> {
-        HostKey::read(line).unwrap().0
+        ServerKey::read(line).unwrap().0
     }
 
     fn known_hosts(text: &str, accept_new: bool) -> (tempfile::TempDir, HostKeyPolicy) {

@@ -23,13 +23,13 @@ use tokio::sync::{Mutex, watch};
 
 pub use key::{HostKeyPolicy, SshKey};
 
-use super::{Command, Exit, Host, HostRef, OnOutput, Patience, Stream, StreamAddress};
+use super::{Command, Exit, Host, HostRef, OnOutput, Stream, StreamAddress, TimeoutScale};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use actor::Goal;
-use channel::{Failure, Size};
-use connection::{Bridged, Connection, Held};
-use process::{Process, Start};
+use crate::event::EventSink;
+use actor::ChannelTarget;
+use channel::{ChannelError, TerminalSize};
+use connection::{Bridged, ChannelHold, Connection};
+use process::{PreparedCommand, RemoteProcess};
 
 /// How the server is reached.
 #[derive(Debug, Clone)]
@@ -59,7 +59,7 @@ pub struct SshTarget {
     /// The way there.
     pub via: Via,
     /// How slow the machine is.
-    pub patience: Patience,
+    pub patience: TimeoutScale,
 }
 
 /// A machine reached over SSH. Nothing is connected before the first call.
@@ -108,10 +108,14 @@ impl Ssh {
 
     /// Opens a channel. If the session turns out to be over before anything was asked of the server in it,
     /// that is done once more in a new one.
-    async fn open(&self, goal: Goal, size: Option<watch::Receiver<Size>>) -> Result<Held> {
+    async fn open(
+        &self,
+        goal: ChannelTarget,
+        size: Option<watch::Receiver<TerminalSize>>,
+    ) -> Result<ChannelHold> {
         let connection = self.connection().await?;
         match connection.open(goal.clone(), size.clone()).await {
-            Err(Failure::NotOpened(_)) => {
+            Err(ChannelError::NotOpened(_)) => {
                 self.forget(&connection).await;
                 Ok(self.connection().await?.open(goal, size).await?)
             }
@@ -127,14 +131,14 @@ impl Ssh {
         }
     }
 
-    async fn start(&self, command: &Command) -> Result<Process> {
-        let start = Start::of(command, self.is_root())?;
+    async fn start(&self, command: &Command) -> Result<RemoteProcess> {
+        let start = PreparedCommand::of(command, self.is_root())?;
         let held = self.open(start.goal(), None).await?;
-        Ok(Process::started(held, start))
+        Ok(RemoteProcess::started(held, start))
     }
 
     fn named(&self, error: Error) -> Error {
-        error.on(&self.target.name)
+        error.on_host(&self.target.name)
     }
 }
 
@@ -151,25 +155,31 @@ impl Host for Ssh {
             let process = self.start(command).await?;
             process.follow(command, command.input(), on_output).await
         };
-        run.await.map_err(|error| self.named(error).tried(command.argv().iter().cloned()))
+        run.await.map_err(|error| self.named(error).with_command(command.argv().iter().cloned()))
     }
 
-    async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
-        let put = transfer::put(self, from, to, mode, feed);
+    async fn put(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        mode: u32,
+        events: &EventSink,
+    ) -> Result<()> {
+        let put = transfer::put(self, from, to, mode, events);
         put.await.map(drop).map_err(|error| self.named(error))
     }
 
-    async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
-        transfer::get(self, from, to, feed).await.map_err(|error| self.named(error))
+    async fn get(&self, from: &Utf8Path, to: &Utf8Path, events: &EventSink) -> Result<()> {
+        transfer::get(self, from, to, events).await.map_err(|error| self.named(error))
     }
 
     async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>> {
-        match self.open(Goal::Stream(address.clone()), None).await {
+        match self.open(ChannelTarget::Stream(address.clone()), None).await {
             Ok(held) => Ok(Box::new(Bridged::new(held))),
             // The server tried, or is not allowed to.
             Err(error) if error.kind() == Kind::Failed => Err(self
                 .named(error.with_kind(Kind::Unreachable))
-                .because(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+                .with_source(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
                 .context(format!("cannot connect to {address}"))),
             Err(error) => Err(self.named(error)),
         }

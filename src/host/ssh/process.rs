@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::actor::Goal;
-use super::channel::{Ask, Failure};
-use super::connection::Held;
+use super::actor::ChannelTarget;
+use super::channel::{ChannelError, ChannelRequest};
+use super::connection::ChannelHold;
 use crate::error::{Error, Result};
 use crate::host::{Command, Exit, OnOutput, StdStream, command, program, quote};
 
@@ -45,13 +45,13 @@ exit 0"#;
 
 /// A command made ready to be started; made once, it can be tried in a second session if the first turns
 /// out to be over.
-pub(super) struct Start {
+pub(super) struct PreparedCommand {
     line: String,
     word: String,
     elevated: bool,
 }
 
-impl Start {
+impl PreparedCommand {
     /// Returns the command line that starts `command`, announced with a word made for it.
     pub(super) fn of(command: &Command, is_root: bool) -> Result<Self> {
         let argv = command.argv_on(is_root);
@@ -65,27 +65,27 @@ impl Start {
             let message = format!("the command line is too long for SSH: {} bytes", line.len());
             return Err(Error::failed(message));
         }
-        Ok(Start { line, word, elevated: argv.len() != command.argv().len() })
+        Ok(PreparedCommand { line, word, elevated: argv.len() != command.argv().len() })
     }
 
     /// Returns the channel that starts it.
-    pub(super) fn goal(&self) -> Goal {
-        Goal::Session(vec![Ask::Command(self.line.clone())])
+    pub(super) fn goal(&self) -> ChannelTarget {
+        ChannelTarget::Session(vec![ChannelRequest::Command(self.line.clone())])
     }
 }
 
 /// A started command. Dropped before it has ended, it is ended on the other side too.
-pub(super) struct Process {
-    held: Option<Held>,
+pub(super) struct RemoteProcess {
+    held: Option<ChannelHold>,
     out: Prologue,
     err: Prologue,
     elevated: bool,
 }
 
-impl Process {
+impl RemoteProcess {
     /// Returns what runs in a channel that was opened for `start`.
-    pub(super) fn started(held: Held, start: Start) -> Self {
-        Process {
+    pub(super) fn started(held: ChannelHold, start: PreparedCommand) -> Self {
+        RemoteProcess {
             held: Some(held),
             out: Prologue::new(start.word.clone()),
             err: Prologue::new(start.word),
@@ -109,18 +109,18 @@ impl Process {
                 self.held = None;
                 Ok(exit)
             }
-            Err(Stopped::Silent(limit)) => {
+            Err(RemoteStop::Silent(limit)) => {
                 if let Some(held) = self.held.take() {
                     end(held, self.err.clone(), self.elevated).await;
                 }
                 Err(command::silent(command, limit))
             }
-            Err(Stopped::Failed(failure)) => {
+            Err(RemoteStop::Failed(failure)) => {
                 // There is nothing left to end, or no way to reach it.
                 self.held = None;
                 Err(failure.into())
             }
-            Err(Stopped::Broken(error)) => Err(error.into()),
+            Err(RemoteStop::Broken(error)) => Err(error.into()),
         }
     }
 
@@ -129,10 +129,10 @@ impl Process {
         limit: Option<Duration>,
         input: impl AsyncRead,
         on_output: OnOutput<'_>,
-    ) -> Result<Exit, Stopped> {
+    ) -> Result<Exit, RemoteStop> {
         let held = self.held.as_mut().expect("held until the process is done with");
         let (mut out, mut to) = held.main.split();
-        let feeding = feed(&mut to, input);
+        let feeding = events(&mut to, input);
         tokio::pin!(feeding);
         let (mut fed, mut out_ended) = (false, false);
         let (mut out_buffer, mut err_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
@@ -153,7 +153,7 @@ impl Process {
                 exit = held.ending.exit(), if all_read => return Ok(exit?),
                 () = &mut silence, if limit.is_some() => {
                     let limit = limit.unwrap_or_default();
-                    return Err(Stopped::Silent(if self.err.is_over { limit } else { limit.max(LOGIN) }));
+                    return Err(RemoteStop::Silent(if self.err.is_over { limit } else { limit.max(LOGIN) }));
                 }
             };
             let visible = match stream {
@@ -175,7 +175,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for RemoteProcess {
     fn drop(&mut self) {
         let Some(held) = self.held.take() else { return };
         // Without a runtime nestlab itself is ending, and closing the channel has to do.
@@ -186,7 +186,7 @@ impl Drop for Process {
 }
 
 /// Ends the command behind `held`, and all of its process group.
-async fn end(mut held: Held, mut prologue: Prologue, elevated: bool) {
+async fn end(mut held: ChannelHold, mut prologue: Prologue, elevated: bool) {
     let mut buffer = vec![0; CHUNK];
     while let (None, Some(error)) = (prologue.pid, &mut held.error) {
         match error.read(&mut buffer).await {
@@ -200,7 +200,7 @@ async fn end(mut held: Held, mut prologue: Prologue, elevated: bool) {
     let mut words = if elevated { vec!["sudo", "-n", "--"] } else { Vec::new() };
     let pid = pid.to_string();
     words.extend(["sh", "-c", END, "sh", &pid]);
-    let goal = Goal::Session(vec![Ask::Command(quote::posix(&words))]);
+    let goal = ChannelTarget::Session(vec![ChannelRequest::Command(quote::posix(&words))]);
     if let Ok(mut held) = connection.open(goal, None).await {
         // That it could not be ended is known only if the session is lost, and then so is the command.
         let _ = held.ending.exit().await;
@@ -208,21 +208,21 @@ async fn end(mut held: Held, mut prologue: Prologue, elevated: bool) {
 }
 
 /// Why a command is no longer followed.
-enum Stopped {
+enum RemoteStop {
     Silent(Duration),
-    Failed(Failure),
+    Failed(ChannelError),
     Broken(std::io::Error),
 }
 
-impl From<Failure> for Stopped {
-    fn from(failure: Failure) -> Self {
-        Stopped::Failed(failure)
+impl From<ChannelError> for RemoteStop {
+    fn from(failure: ChannelError) -> Self {
+        RemoteStop::Failed(failure)
     }
 }
 
-impl From<std::io::Error> for Stopped {
+impl From<std::io::Error> for RemoteStop {
     fn from(error: std::io::Error) -> Self {
-        Stopped::Broken(error)
+        RemoteStop::Broken(error)
     }
 }
 
@@ -244,7 +244,7 @@ fn or_end(read: std::io::Result<usize>) -> std::io::Result<usize> {
 }
 
 /// Passes on all of `input` and the end. A program that does not read all of it is free to do so.
-async fn feed(to: &mut (impl AsyncWrite + Unpin), input: impl AsyncRead) -> std::io::Result<()> {
+async fn events(to: &mut (impl AsyncWrite + Unpin), input: impl AsyncRead) -> std::io::Result<()> {
     tokio::pin!(input);
     let mut buffer = vec![0; CHUNK];
     loop {

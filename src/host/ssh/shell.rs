@@ -11,8 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::Ssh;
-use super::actor::{Goal, Waker};
-use super::channel::{Ask, Size};
+use super::actor::{ChannelTarget, Waker};
+use super::channel::{ChannelRequest, TerminalSize};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Exit, quote};
 
@@ -38,17 +38,17 @@ impl Ssh {
         let terminal = wanted.then(Terminal::size).flatten();
         let (told, size) = watch::channel(terminal.unwrap_or_default());
         let kind = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
-        let mut asks: Vec<Ask> =
-            terminal.map(|size| Ask::Terminal(kind, size)).into_iter().collect();
+        let mut asks: Vec<ChannelRequest> =
+            terminal.map(|size| ChannelRequest::Terminal(kind, size)).into_iter().collect();
         asks.push(match command {
             Some(command) => {
                 let argv = command.argv_on(self.target.user == "root");
-                Ask::Command(format!("exec {}", quote::posix(&argv)))
+                ChannelRequest::Command(format!("exec {}", quote::posix(&argv)))
             }
-            None => Ask::Shell,
+            None => ChannelRequest::Shell,
         });
         let size = terminal.is_some().then_some(size);
-        let mut held = self.open(Goal::Session(asks), size).await?;
+        let mut held = self.open(ChannelTarget::Session(asks), size).await?;
         let raw = terminal.is_some().then(Terminal::raw).transpose()?;
 
         let connection = held.ending.connection().clone();
@@ -122,14 +122,14 @@ struct Terminal(Termios);
 
 impl Terminal {
     /// Returns its columns and rows.
-    fn size() -> Option<Size> {
+    fn size() -> Option<TerminalSize> {
         let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
         Some((size.ws_col.into(), size.ws_row.into()))
     }
 
     fn raw() -> Result<Self> {
         let unusable = |cause: rustix::io::Errno| {
-            Error::new(Kind::Io, "the terminal cannot be used").because(cause)
+            Error::new(Kind::Io, "the terminal cannot be used").with_source(cause)
         };
         let before = rustix::termios::tcgetattr(std::io::stdin()).map_err(unusable)?;
         let mut raw = before.clone();

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ssh;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::host::{Command, StdStream, keep_tail};
 
 /// Writes standard input to `$2`, and makes it `$1` with the mode `$4` if it has `$3` bytes. A
@@ -40,7 +40,7 @@ pub(super) async fn put(
     from: &Utf8Path,
     to: &Utf8Path,
     mode: u32,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let file = fs_err::tokio::File::open(from).await?;
     let size = file.metadata().await?.len();
@@ -48,7 +48,7 @@ pub(super) async fn put(
     let command = Command::new("sh").args(["-c", PUT, "sh", to.as_str(), &part]);
     let command = command.arg(size.to_string()).arg(format!("{mode:o}"));
     let mut errors = Vec::new();
-    let mut sending = Sending { file, size, sent: 0, feed };
+    let mut sending = Sending { file, size, sent: 0, events };
     let process = ssh.start(&command).await?;
     let mut on_output = |_: StdStream, bytes: &[u8]| keep_tail(&mut errors, bytes);
     let exit = process.follow(&command, &mut sending, &mut on_output).await?;
@@ -67,7 +67,7 @@ struct Sending<'a> {
     file: fs_err::tokio::File,
     size: u64,
     sent: u64,
-    feed: &'a Feed,
+    events: &'a EventSink,
 }
 
 impl AsyncRead for Sending<'_> {
@@ -79,14 +79,19 @@ impl AsyncRead for Sending<'_> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.file).poll_read(context, buffer))?;
         self.sent += (buffer.filled().len() - before) as u64;
-        self.feed.bytes(self.sent, Some(self.size));
+        self.events.bytes(self.sent, Some(self.size));
         Poll::Ready(Ok(()))
     }
 }
 
 /// Fetches the file `from` to the local path `to`, which appears whole or not at all; no more of it is written
 /// than the other side has said that there is.
-pub(super) async fn get(ssh: &Ssh, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
+pub(super) async fn get(
+    ssh: &Ssh,
+    from: &Utf8Path,
+    to: &Utf8Path,
+    events: &EventSink,
+) -> Result<()> {
     let command = Command::new("sh").args(["-c", GET, "sh", from.as_str()]);
     let directory = to.parent().filter(|parent| !parent.as_str().is_empty());
     let part = tempfile::Builder::new()
@@ -94,7 +99,7 @@ pub(super) async fn get(ssh: &Ssh, from: &Utf8Path, to: &Utf8Path, feed: &Feed) 
         .permissions(std::fs::Permissions::from_mode(0o600))
         .tempfile_in(directory.unwrap_or(Utf8Path::new(".")))
         .map_err(|cause| unwritable(to, &cause))?;
-    let mut receiving = Receiving::new(part.as_file(), feed);
+    let mut receiving = Receiving::new(part.as_file(), events);
     let mut errors = Vec::new();
     let in_vain = CancellationToken::new();
     let process = ssh.start(&command).await?;
@@ -131,7 +136,7 @@ struct Receiving<'a> {
     size: Option<u64>,
     received: u64,
     failed: Option<Failed>,
-    feed: &'a Feed,
+    events: &'a EventSink,
 }
 
 /// Why a file is received in vain.
@@ -143,8 +148,8 @@ enum Failed {
 }
 
 impl<'a> Receiving<'a> {
-    fn new(file: &'a std::fs::File, feed: &'a Feed) -> Self {
-        Receiving { file, header: Vec::new(), size: None, received: 0, failed: None, feed }
+    fn new(file: &'a std::fs::File, events: &'a EventSink) -> Self {
+        Receiving { file, header: Vec::new(), size: None, received: 0, failed: None, events }
     }
 
     /// Takes what has arrived; a failure to write it is kept for [`Self::whole`].
@@ -180,7 +185,7 @@ impl<'a> Receiving<'a> {
         // Into the page cache, which is quicker than handing it to another thread.
         self.failed = self.file.write_all(bytes).err().map(Failed::Here);
         self.received += bytes.len() as u64;
-        self.feed.bytes(self.received, self.size);
+        self.events.bytes(self.received, self.size);
     }
 
     fn whole(self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
@@ -217,8 +222,8 @@ mod tests {
     /// Returns what is written of what comes in `pieces`, and the failure.
     fn received(pieces: &[&[u8]]) -> (Vec<u8>, Option<String>) {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let feed = Feed::silent();
-        let mut receiving = Receiving::new(file.as_file(), &feed);
+        let events = EventSink::silent();
+        let mut receiving = Receiving::new(file.as_file(), &events);
         pieces.iter().for_each(|piece| receiving.take(piece));
         assert!(receiving.header.len() <= HEADER);
         let failed = receiving.whole("/there".into(), "/here".into()).err();

@@ -6,7 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::definition::{Definition, Drive};
-use super::machine::Machine;
+use super::install::QemuInstall;
 use crate::hypervisor::spec::mac;
 use crate::hypervisor::{Acceleration, Firmware};
 
@@ -26,8 +26,8 @@ pub(super) const DISK_NODE: &str = "disk";
 pub(super) const VARIABLES_NODE: &str = "efi-variables";
 
 /// Returns the argument vector that runs `definition` on `machine`.
-pub(super) fn argv(definition: &Definition, machine: &Machine) -> Vec<String> {
-    let mut line = Line(vec![machine.program.to_string()]);
+pub(super) fn argv(definition: &Definition, machine: &QemuInstall) -> Vec<String> {
+    let mut line = CommandLine(vec![machine.program.to_string()]);
     line.option("-name", format!("guest={}", escaped(&definition.vm)));
     line.option("-uuid", definition.uuid);
     line.flag("-nodefaults");
@@ -60,9 +60,9 @@ pub(super) fn confined_user(uuid: Uuid) -> u32 {
     0x7000_0000 | u32::from_be_bytes([0, a, b, c])
 }
 
-struct Line(Vec<String>);
+struct CommandLine(Vec<String>);
 
-impl Line {
+impl CommandLine {
     fn flag(&mut self, name: &str) {
         self.0.push(name.to_owned());
     }
@@ -96,7 +96,7 @@ pub(super) fn cpu(acceleration: Acceleration, nested: bool) -> &'static str {
     }
 }
 
-fn machine_type(definition: &Definition, machine: &Machine) -> String {
+fn machine_type(definition: &Definition, machine: &QemuInstall) -> String {
     let mut value = "q35,usb=off,dump-guest-core=off".to_owned();
     if definition.firmware == Firmware::Efi && machine.efi.is_some() {
         value += &format!(",pflash0=efi-code,pflash1={VARIABLES_NODE}");
@@ -104,7 +104,7 @@ fn machine_type(definition: &Definition, machine: &Machine) -> String {
     value
 }
 
-fn firmware(line: &mut Line, definition: &Definition, machine: &Machine) {
+fn firmware(line: &mut CommandLine, definition: &Definition, machine: &QemuInstall) {
     let Some(efi) = machine.efi.as_ref().filter(|_| definition.firmware == Firmware::Efi) else {
         return;
     };
@@ -124,7 +124,7 @@ fn firmware(line: &mut Line, definition: &Definition, machine: &Machine) {
     );
 }
 
-fn drives(line: &mut Line, definition: &Definition) {
+fn drives(line: &mut CommandLine, definition: &Definition) {
     match &definition.drive {
         Drive::Disk { path, format } => {
             line.option(
@@ -162,7 +162,7 @@ fn read_only(node: &str, path: &str) -> serde_json::Value {
 /// A shared network is a multicast group on the loopback interface: any number of guests, no
 /// privileges, no process that has to run first. It is as private as the host: programs on it can
 /// listen.
-fn networks(line: &mut Line, definition: &Definition) {
+fn networks(line: &mut CommandLine, definition: &Definition) {
     let forwards = definition
         .forwards
         .iter()
@@ -193,7 +193,7 @@ fn multicast(name: &str) -> (std::net::Ipv4Addr, u16) {
     (std::net::Ipv4Addr::new(239, 255, bytes[0], bytes[1]), port)
 }
 
-fn ports(line: &mut Line) {
+fn ports(line: &mut CommandLine) {
     line.option("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
     line.option(
         "-chardev",
@@ -205,7 +205,7 @@ fn ports(line: &mut Line) {
     line.option("-serial", "chardev:serial0");
 }
 
-fn display(line: &mut Line, definition: &Definition, machine: &Machine) {
+fn display(line: &mut CommandLine, definition: &Definition, machine: &QemuInstall) {
     match machine.display.as_ref().filter(|_| definition.gui) {
         Some(window) => {
             line.option("-display", window);
@@ -224,17 +224,17 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::confinement::{Confinement, UserOption};
-    use super::super::machine::Efi;
-    use super::super::specimen::spec;
+    use super::super::install::Efi;
+    use super::super::sandbox::{Sandbox, UserOption};
+    use super::super::test_support::spec;
     use super::*;
-    use crate::hypervisor::{GuestSpec, Media, Origin};
+    use crate::hypervisor::{GuestSpec, Media, VmOrigin};
 
-    fn machine(acceleration: Acceleration) -> Machine {
-        Machine {
+    fn machine(acceleration: Acceleration) -> QemuInstall {
+        QemuInstall {
             program: "/usr/bin/qemu-system-x86_64".into(),
             acceleration,
-            confinement: Confinement::Filter,
+            confinement: Sandbox::Filter,
             efi: Some(Efi {
                 code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
                 variables: "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    fn line(spec: &GuestSpec, machine: &Machine) -> String {
+    fn line(spec: &GuestSpec, machine: &QemuInstall) -> String {
         let definition = Definition::of(spec).expect("a disk can be defined");
         // One option a line, with its value if it has one.
         argv(&definition, machine).join(" ").replace(" -", "\n-")
@@ -264,7 +264,7 @@ mod tests {
         spec.networks = vec!["demo-lan".to_owned()];
         spec.gui = true;
         let mut machine = machine(Acceleration::Kvm);
-        machine.confinement = Confinement::FilterAndUser(UserOption::RunWith);
+        machine.confinement = Sandbox::FilterAndUser(UserOption::RunWith);
         insta::assert_snapshot!(line(&spec, &machine));
     }
 
@@ -292,7 +292,7 @@ mod tests {
     fn odd_names_and_paths_stay_one_value() {
         let mut spec = spec();
         spec.vm = "a,debug-threads=on".to_owned();
-        spec.origin = Origin::Made(Media::Disk("/x/a,b \"c\".qcow2".into()));
+        spec.origin = VmOrigin::Made(Media::Disk("/x/a,b \"c\".qcow2".into()));
         let line = line(&spec, &machine(Acceleration::Tcg));
         assert!(line.contains("-name guest=a,,debug"), "{line}");
         assert!(line.contains(r#""filename":"/x/a,b \"c\".qcow2""#), "{line}");

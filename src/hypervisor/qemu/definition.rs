@@ -10,7 +10,7 @@ use super::folder::Folder;
 use super::scripts;
 use crate::error::{Error, Kind, Result};
 use crate::host::Command;
-use crate::hypervisor::{Actual, Change, Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+use crate::hypervisor::{Actual, Change, Firmware, Forward, GuestSpec, Media, Subnet, VmOrigin};
 use crate::recipe::{Cpus, Mebibytes};
 
 /// The version of `guest.json` that is written; newer ones are refused.
@@ -61,7 +61,7 @@ pub(super) enum Drive {
         /// The image file.
         path: Utf8PathBuf,
         /// Its format, as QEMU calls it.
-        format: DiskFormat,
+        format: QemuDiskFormat,
     },
     /// A read-only CD.
     Cd(Utf8PathBuf),
@@ -71,7 +71,7 @@ pub(super) enum Drive {
 /// writes to the start of a raw disk must not make it something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum DiskFormat {
+pub(super) enum QemuDiskFormat {
     /// QEMU's own.
     Qcow2,
     /// The disk's bytes.
@@ -82,23 +82,23 @@ pub(super) enum DiskFormat {
     Vdi,
 }
 
-impl DiskFormat {
+impl QemuDiskFormat {
     fn of(path: &Utf8Path) -> Self {
         match path.extension().map(str::to_ascii_lowercase).as_deref() {
-            Some("qcow2") => DiskFormat::Qcow2,
-            Some("vmdk") => DiskFormat::Vmdk,
-            Some("vdi") => DiskFormat::Vdi,
-            _ => DiskFormat::Raw,
+            Some("qcow2") => QemuDiskFormat::Qcow2,
+            Some("vmdk") => QemuDiskFormat::Vmdk,
+            Some("vdi") => QemuDiskFormat::Vdi,
+            _ => QemuDiskFormat::Raw,
         }
     }
 
     /// Returns QEMU's name of it.
     pub(super) fn name(self) -> &'static str {
         match self {
-            DiskFormat::Qcow2 => "qcow2",
-            DiskFormat::Raw => "raw",
-            DiskFormat::Vmdk => "vmdk",
-            DiskFormat::Vdi => "vdi",
+            QemuDiskFormat::Qcow2 => "qcow2",
+            QemuDiskFormat::Raw => "raw",
+            QemuDiskFormat::Vmdk => "vmdk",
+            QemuDiskFormat::Vdi => "vdi",
         }
     }
 }
@@ -122,14 +122,14 @@ impl Definition {
     /// has to be converted first.
     pub(super) fn of(spec: &GuestSpec) -> Result<Self> {
         let drive = match &spec.origin {
-            Origin::Made(Media::Disk(path)) => {
-                Drive::Disk { path: path.clone(), format: DiskFormat::of(path) }
+            VmOrigin::Made(Media::Disk(path)) => {
+                Drive::Disk { path: path.clone(), format: QemuDiskFormat::of(path) }
             }
-            Origin::Made(Media::Iso(path)) => Drive::Cd(path.clone()),
-            Origin::Made(Media::Ova(path)) => {
+            VmOrigin::Made(Media::Iso(path)) => Drive::Cd(path.clone()),
+            VmOrigin::Made(Media::Ova(path)) => {
                 return Err(Error::internal(format!("{path} was not unpacked before QEMU got it")));
             }
-            Origin::Existing { vm, .. } => {
+            VmOrigin::Existing { vm, .. } => {
                 return Err(Error::new(
                     Kind::HostCannot,
                     format!("QEMU keeps no list of VMs, so there is no `{vm}` to take over"),
@@ -170,10 +170,10 @@ impl Definition {
     /// [`Kind::Io`] if a newer nestlab wrote it, [`Kind::Stuck`] if it is damaged.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
-        struct Format {
+        struct DefinitionSchema {
             schema: u32,
         }
-        let format = serde_json::from_slice::<Format>(bytes);
+        let format = serde_json::from_slice::<DefinitionSchema>(bytes);
         if let Some(newer) = format.ok().filter(|format| format.schema > SCHEMA) {
             let text =
                 format!("this guest.json was written by a newer nestlab (schema {})", newer.schema);
@@ -226,9 +226,9 @@ impl Definition {
 /// and what else of its media lies in its folder.
 pub(super) fn own_files(spec: &GuestSpec) -> Vec<Utf8PathBuf> {
     let (disk, cd) = match &spec.origin {
-        Origin::Made(Media::Disk(path)) => (Some(path), None),
-        Origin::Made(Media::Iso(path) | Media::Ova(path)) => (None, Some(path)),
-        Origin::Existing { .. } => (None, None),
+        VmOrigin::Made(Media::Disk(path)) => (Some(path), None),
+        VmOrigin::Made(Media::Iso(path) | Media::Ova(path)) => (None, Some(path)),
+        VmOrigin::Existing { .. } => (None, None),
     };
     let inside = |path: &&Utf8PathBuf| path.starts_with(&spec.directory);
     disk.into_iter()
@@ -329,10 +329,10 @@ fn on(value: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::specimen::spec;
+    use super::super::test_support::spec;
     use super::*;
     use crate::hypervisor::Power;
-    use crate::recipe::Amount;
+    use crate::recipe::Constraint;
 
     fn actual(spec: &GuestSpec, disk_bytes: Option<u64>) -> Actual {
         let definition = Definition::of(spec).expect("a disk can be defined");
@@ -363,8 +363,8 @@ mod tests {
     fn every_setting_that_differs_is_told_and_written_once() {
         let before = spec();
         let mut after = before.clone();
-        after.cpus = Amount::Just(Cpus::new(2).expect("two"));
-        after.memory = Amount::Just(Mebibytes::gib(3));
+        after.cpus = Constraint::Exactly(Cpus::new(2).expect("two"));
+        after.memory = Constraint::Exactly(Mebibytes::gib(3));
         after.nested = Some(true);
         after.firmware = Firmware::Efi;
         after.subnet = Subnet::new(10, 0, 9);
@@ -403,12 +403,12 @@ mod tests {
         made.firmware = Firmware::Efi;
         let made = actual(&made, None);
         assert_eq!(changes(&spec, Some(&made)), []);
-        spec.cpus = Amount::Just(Cpus::new(2).expect("two"));
+        spec.cpus = Constraint::Exactly(Cpus::new(2).expect("two"));
         let written = |changes: &[Change]| {
             Definition::parse(changes[0].commands[0].input()).expect("reads what it wrote").firmware
         };
         assert_eq!(written(&changes(&spec, Some(&made))), Firmware::Efi);
-        spec.cpus = Amount::Just(Cpus::ONE);
+        spec.cpus = Constraint::Exactly(Cpus::ONE);
         spec.firmware_given = true;
         let changes = changes(&spec, Some(&made));
         assert_eq!(told(&changes), ["firmware: efi → bios"]);
@@ -435,10 +435,10 @@ mod tests {
     #[test]
     fn what_qemu_cannot_define_is_an_error_of_its_own() {
         let mut spec = spec();
-        spec.origin = Origin::Made(Media::Ova("/lab/x.ova".into()));
+        spec.origin = VmOrigin::Made(Media::Ova("/lab/x.ova".into()));
         let error = Definition::of(&spec).expect_err("an OVA");
         assert_eq!(error.kind(), Kind::Internal);
-        spec.origin = Origin::Existing { vm: "mine".to_owned(), snapshot_before: false };
+        spec.origin = VmOrigin::Existing { vm: "mine".to_owned(), snapshot_before: false };
         let error = Definition::of(&spec).expect_err("an existing VM");
         assert_eq!(error.kind(), Kind::HostCannot);
         assert!(!changes(&spec, None).is_empty());
@@ -473,8 +473,8 @@ mod tests {
 
     #[test]
     fn a_disks_format_is_never_told_by_what_the_guest_wrote() {
-        assert_eq!(DiskFormat::of("/x/disk.img".into()), DiskFormat::Raw);
-        assert_eq!(DiskFormat::of("/x/disk".into()), DiskFormat::Raw);
-        assert_eq!(DiskFormat::of("/x/disk.QCOW2".into()), DiskFormat::Qcow2);
+        assert_eq!(QemuDiskFormat::of("/x/disk.img".into()), QemuDiskFormat::Raw);
+        assert_eq!(QemuDiskFormat::of("/x/disk".into()), QemuDiskFormat::Raw);
+        assert_eq!(QemuDiskFormat::of("/x/disk.QCOW2".into()), QemuDiskFormat::Qcow2);
     }
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::argv;
-use super::confinement::Confinement;
+use super::sandbox::Sandbox;
 use super::scripts;
 use crate::error::Result;
-use crate::host::{Command, Host, Patience, StdStream};
+use crate::host::{Command, Host, StdStream, TimeoutScale};
 use crate::hypervisor::Acceleration;
 
 /// The code of `micro_guest.s`, assembled; a test assembles it again.
@@ -45,7 +45,7 @@ fn firmware() -> Vec<u8> {
 
 /// What was seen of a micro-guest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Sighting {
+pub struct MicroGuestResult {
     /// The lines that the guest said, in order.
     pub said: Vec<String>,
     /// How long its work took, if it ended it.
@@ -54,7 +54,7 @@ pub struct Sighting {
     pub complaint: String,
 }
 
-impl Sighting {
+impl MicroGuestResult {
     /// Returns whether the guest ran to its end.
     pub fn ran(&self) -> bool {
         self.work.is_some()
@@ -66,9 +66,9 @@ impl Sighting {
     }
 
     /// Returns how much slower than a processor itself the guest was.
-    pub fn patience(&self) -> Patience {
+    pub fn patience(&self) -> TimeoutScale {
         let work = self.work.unwrap_or_default();
-        Patience::new(work.as_secs_f64() / NATIVE_WORK.as_secs_f64())
+        TimeoutScale::new(work.as_secs_f64() / NATIVE_WORK.as_secs_f64())
     }
 
     /// Returns in a few words what was seen, for people.
@@ -93,11 +93,11 @@ pub(super) async fn run(
     host: &dyn Host,
     program: &str,
     acceleration: Acceleration,
-    confinement: Confinement,
-) -> Result<Sighting> {
+    confinement: Sandbox,
+) -> Result<MicroGuestResult> {
     let command = command(program, acceleration, confinement);
     let gave_up = Notify::new();
-    let mut watch = Watch::default();
+    let mut watch = MicroGuestLog::default();
     let mut see = |stream: StdStream, bytes: &[u8]| {
         watch.see(stream, bytes, Instant::now());
         if watch.gave_up() {
@@ -127,7 +127,7 @@ rm -f -- "$file"
 exec timeout -k 5 "$limit" "$@" -bios /dev/fd/3 </dev/null
 "#;
 
-fn command(program: &str, acceleration: Acceleration, confinement: Confinement) -> Command {
+fn command(program: &str, acceleration: Acceleration, confinement: Sandbox) -> Command {
     let fixed = [
         "-nodefaults",
         "-no-user-config",
@@ -155,14 +155,14 @@ fn command(program: &str, acceleration: Acceleration, confinement: Confinement) 
 
 /// Collects what a micro-guest says, with the times that matter.
 #[derive(Debug, Default)]
-struct Watch {
+struct MicroGuestLog {
     serial: Vec<u8>,
     errors: Vec<u8>,
     began: Option<Instant>,
     ended: Option<Instant>,
 }
 
-impl Watch {
+impl MicroGuestLog {
     /// What is kept of either stream, in bytes; a real micro-guest says less than 100.
     const KEPT: usize = 64 << 10;
 
@@ -194,13 +194,13 @@ impl Watch {
             .collect()
     }
 
-    fn sighting(&self) -> Sighting {
+    fn sighting(&self) -> MicroGuestResult {
         let errors = crate::event::printable(&String::from_utf8_lossy(&self.errors));
         let complaint: Vec<_> = errors
             .lines()
             .filter(|line| !line.trim().is_empty() && !line.contains("warning:"))
             .collect();
-        Sighting {
+        MicroGuestResult {
             said: self.said(),
             work: self.began.zip(self.ended).map(|(began, ended)| ended - began),
             complaint: complaint.join("\n"),
@@ -239,7 +239,7 @@ mod tests {
     fn work_is_timed_from_line_to_line_however_the_bytes_arrive() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut watch = Watch::default();
+        let mut watch = MicroGuestLog::default();
         watch.see(StdStream::Out, b"nestlab real\nlong\nvec", at(0));
         watch.see(StdStream::Out, b"tor\nsvm\nwor", at(10));
         watch.see(StdStream::Out, b"k\n", at(20));
@@ -248,14 +248,14 @@ mod tests {
         watch.see(StdStream::Out, b"done\n", at(520));
         let seen = watch.sighting();
         assert_eq!(seen.work, Some(Duration::from_millis(500)));
-        assert_eq!(seen.patience(), Patience::new(20.0));
+        assert_eq!(seen.patience(), TimeoutScale::new(20.0));
         assert!(seen.nests());
         assert_eq!(seen.summary(), "a micro-guest ran to its end");
     }
 
     #[test]
     fn a_guest_that_kvm_gives_up_on_is_told_with_how_far_it_came() {
-        let mut watch = Watch::default();
+        let mut watch = MicroGuestLog::default();
         watch.see(StdStream::Out, b"nestlab real\nlong\n", Instant::now());
         watch.see(StdStream::Err, b"KVM internal error. Suberror: 1\nRAX=0\n", Instant::now());
         assert!(watch.gave_up());
@@ -267,11 +267,11 @@ mod tests {
 
     #[test]
     fn an_endless_babble_does_not_fill_the_memory() {
-        let mut watch = Watch::default();
+        let mut watch = MicroGuestLog::default();
         for _ in 0..3 {
-            watch.see(StdStream::Out, &vec![b'x'; Watch::KEPT], Instant::now());
+            watch.see(StdStream::Out, &vec![b'x'; MicroGuestLog::KEPT], Instant::now());
         }
-        assert_eq!(watch.serial.len(), Watch::KEPT);
+        assert_eq!(watch.serial.len(), MicroGuestLog::KEPT);
         assert!(!watch.sighting().ran());
     }
 }

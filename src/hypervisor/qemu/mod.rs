@@ -16,22 +16,22 @@
 //! | [`scripts`] | every command that runs on the host |
 //! | [`qmp`] | the protocol |
 
+mod accel_probe;
 mod argv;
-mod confinement;
 mod definition;
 mod folder;
+mod install;
 mod loopback;
-mod machine;
 mod micro_guest;
 mod power;
 mod probe;
 pub mod qmp;
+mod sandbox;
 mod screen;
 mod scripts;
 mod snapshot;
 #[cfg(test)]
-mod specimen;
-mod trial;
+mod test_support;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -42,23 +42,23 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use self::definition::Definition;
 use self::folder::Folder;
-use self::machine::Machine;
-pub use self::micro_guest::Sighting;
+use self::install::QemuInstall;
+pub use self::micro_guest::MicroGuestResult;
 use self::snapshot::Restored;
-use self::vm::Site;
+use self::vm::QemuVm;
 use super::{
-    Acceleration, Actual, Change, Firmware, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Origin,
-    Power, Probe, Remains, Stop, Trace,
+    Acceleration, Actual, Change, Firmware, FoundVm, GuestSpec, Hypervisor, HypervisorKind,
+    LogFile, Power, Probe, Remains, Stop, VmOrigin,
 };
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
-use crate::host::{Command, Host, Patience, StreamAddress};
+use crate::event::{EventSink, Level};
+use crate::host::{Command, Host, StreamAddress, TimeoutScale};
 
 /// The driver. All that is known of a VM lies on its host; the driver only remembers how slow its hosts
 /// turned out to be.
 #[derive(Debug, Default)]
 pub struct Qemu {
-    patience: Mutex<BTreeMap<String, Patience>>,
+    patience: Mutex<BTreeMap<String, TimeoutScale>>,
 }
 
 impl Qemu {
@@ -67,11 +67,11 @@ impl Qemu {
         Qemu::default()
     }
 
-    fn site<'a>(&self, host: &'a dyn Host, spec: &'a GuestSpec) -> Site<'a> {
+    fn vm_site<'a>(&self, host: &'a dyn Host, spec: &'a GuestSpec) -> QemuVm<'a> {
         let known = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
         // A host that was not probed by this driver may well be an emulated one.
-        let patience = known.get(host.name()).copied().unwrap_or(trial::emulated_patience());
-        Site { host, spec, patience }
+        let patience = known.get(host.name()).copied().unwrap_or(accel_probe::emulated_patience());
+        QemuVm { host, spec, patience }
     }
 
     /// Runs the micro-guest on `host` by `acceleration` and returns what was seen of it, for whoever
@@ -79,7 +79,11 @@ impl Qemu {
     ///
     /// # Errors
     /// [`Kind::HostCannot`](crate::Kind) if QEMU is not installed; a guest that dies is a sighting.
-    pub async fn try_guest(&self, host: &dyn Host, acceleration: Acceleration) -> Result<Sighting> {
+    pub async fn try_guest(
+        &self,
+        host: &dyn Host,
+        acceleration: Acceleration,
+    ) -> Result<MicroGuestResult> {
         probe::try_guest(host, acceleration).await
     }
 }
@@ -98,14 +102,14 @@ impl Hypervisor for Qemu {
     }
 
     async fn inspect(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Actual>> {
-        let site = self.site(host, spec);
-        let Some(vm) = site.look().await? else { return Ok(None) };
+        let vm_site = self.vm_site(host, spec);
+        let Some(vm) = vm_site.look().await? else { return Ok(None) };
         let disk = snapshot::disk_info(host, &vm.definition).await?;
         let settings =
             definition::actual_settings(&vm.definition, disk.map(|disk| disk.virtual_size));
         let power = match vm.pid {
             None => Power::Off,
-            Some(pid) => power::status(site, pid).await?,
+            Some(pid) => power::status(vm_site, pid).await?,
         };
         let id = vm.pid.map(|pid| pid.to_string()).unwrap_or_default();
         Ok(Some(Actual { id, power, settings }))
@@ -126,7 +130,7 @@ impl Hypervisor for Qemu {
         recorded: Option<&GuestSpec>,
     ) -> Result<Remains> {
         let folder = Folder(&spec.directory);
-        let what = match self.site(host, spec).look().await {
+        let what = match self.vm_site(host, spec).look().await {
             Ok(Some(_)) => return Err(Error::internal(format!("{} is defined", spec.vm))),
             Ok(None) => "missing",
             Err(error) if error.kind() == Kind::Stuck => "damaged",
@@ -143,9 +147,9 @@ impl Hypervisor for Qemu {
     }
 
     async fn set_aside(&self, host: &dyn Host, spec: &GuestSpec, kept: &Utf8Path) -> Result<()> {
-        let site = self.site(host, spec);
-        if site.process().await?.is_some() {
-            return Err(site.failure("runs, and what runs is not moved"));
+        let vm_site = self.vm_site(host, spec);
+        if vm_site.process().await?.is_some() {
+            return Err(vm_site.failure("runs, and what runs is not moved"));
         }
         host.check(&super::aside::command(&spec.directory, kept)).await.map(drop)
     }
@@ -155,16 +159,16 @@ impl Hypervisor for Qemu {
         host: &dyn Host,
         spec: &GuestSpec,
         changes: &[Change],
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
-        let wanted = Definition::of(spec).map_err(|error| error.on(host.name()))?;
+        let wanted = Definition::of(spec).map_err(|error| error.on_host(host.name()))?;
         if changes.is_empty() {
             return Ok(());
         }
         if changes.iter().any(|change| change.needs_power_off) {
-            let site = self.site(host, spec);
-            let grace = site.patience.limit(power::SHUTS_DOWN);
-            power::stop(site, Stop::Graceful(grace), feed).await?;
+            let vm_site = self.vm_site(host, spec);
+            let grace = vm_site.patience.limit(power::SHUTS_DOWN);
+            power::stop(vm_site, Stop::Graceful(grace), events).await?;
         }
         for change in changes {
             // A VM that is not defined yet has a disk of unknown size.
@@ -184,7 +188,7 @@ impl Hypervisor for Qemu {
 
     fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command> {
         match Definition::of(spec) {
-            Ok(definition) => power::start_commands(spec, &definition, &Machine::of(probe)),
+            Ok(definition) => power::start_commands(spec, &definition, &QemuInstall::of(probe)),
             // `start` gives the reason as an error.
             Err(_) => Vec::new(),
         }
@@ -195,26 +199,33 @@ impl Hypervisor for Qemu {
         host: &dyn Host,
         spec: &GuestSpec,
         probe: &Probe,
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
-        power::start(Site { patience: probe.patience, ..self.site(host, spec) }, probe, feed).await
+        power::start(QemuVm { patience: probe.patience, ..self.vm_site(host, spec) }, probe, events)
+            .await
     }
 
-    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
-        power::stop(self.site(host, spec), how, feed).await
+    async fn stop(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        how: Stop,
+        events: &EventSink,
+    ) -> Result<()> {
+        power::stop(self.vm_site(host, spec), how, events).await
     }
 
-    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()> {
-        if matches!(spec.origin, Origin::Existing { .. }) {
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, events: &EventSink) -> Result<()> {
+        if matches!(spec.origin, VmOrigin::Existing { .. }) {
             return Ok(());
         }
-        power::stop(self.site(host, spec), Stop::Now, feed).await?;
+        power::stop(self.vm_site(host, spec), Stop::PowerOff, events).await?;
         let folder = Folder(&spec.directory);
         let mut files = folder.made();
         files.extend(definition::own_files(spec));
         let left = host.check(&scripts::remove(folder, &files)).await?.text();
         if !left.is_empty() {
-            feed.notice(Level::Warning, super::left(host, &left));
+            events.notice(Level::Warning, super::left(host, &left));
         }
         Ok(())
     }
@@ -225,7 +236,7 @@ impl Hypervisor for Qemu {
         spec: &GuestSpec,
         guest_port: u16,
     ) -> Result<StreamAddress> {
-        let port = screen::forwarded(self.site(host, spec), guest_port).await?;
+        let port = screen::forwarded(self.vm_site(host, spec), guest_port).await?;
         Ok(StreamAddress::Tcp("127.0.0.1".to_owned(), port))
     }
 
@@ -239,7 +250,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn screenshot(&self, host: &dyn Host, spec: &GuestSpec, to: &Utf8Path) -> Result<()> {
-        screen::screenshot(self.site(host, spec), to).await
+        screen::screenshot(self.vm_site(host, spec), to).await
     }
 
     async fn vms(&self, host: &dyn Host) -> Result<Vec<FoundVm>> {
@@ -256,40 +267,40 @@ impl Hypervisor for Qemu {
     }
 
     async fn screen_text(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<String>> {
-        screen::text(self.site(host, spec)).await.map(Some)
+        screen::text(self.vm_site(host, spec)).await.map(Some)
     }
 
     async fn console(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<StreamAddress>> {
-        let (_vm, pid) = self.site(host, spec).running().await?;
+        let (_vm, pid) = self.vm_site(host, spec).running().await?;
         Ok(Some(StreamAddress::Unix(Folder(&spec.directory).socket(argv::SERIAL_SOCKET, pid))))
     }
 
-    async fn traces(&self, _host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>> {
+    async fn log_files(&self, _host: &dyn Host, spec: &GuestSpec) -> Result<Vec<LogFile>> {
         let folder = Folder(&spec.directory);
         Ok(vec![
-            Trace { name: "serial".to_owned(), path: folder.serial() },
-            Trace { name: "serial.old".to_owned(), path: folder.serial_before() },
-            Trace { name: "qemu.log".to_owned(), path: folder.log() },
+            LogFile { name: "serial".to_owned(), path: folder.serial() },
+            LogFile { name: "serial.old".to_owned(), path: folder.serial_before() },
+            LogFile { name: "qemu.log".to_owned(), path: folder.log() },
         ])
     }
 
     async fn down_because(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Option<Error>> {
-        power::down_because(self.site(host, spec)).await
+        power::down_because(self.vm_site(host, spec)).await
     }
 
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
-        snapshot::take(self.site(host, spec), name).await
+        snapshot::take(self.vm_site(host, spec), name).await
     }
 
     async fn snapshots(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<String>> {
-        snapshot::names(self.site(host, spec)).await
+        snapshot::names(self.vm_site(host, spec)).await
     }
 
     async fn restore(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
-        let site = self.site(host, spec);
-        if snapshot::restore(site, name).await? == Restored::NeedsPowerOff {
-            power::stop(site, Stop::Now, &Feed::silent()).await?;
-            snapshot::restore(site, name).await?;
+        let vm_site = self.vm_site(host, spec);
+        if snapshot::restore(vm_site, name).await? == Restored::NeedsPowerOff {
+            power::stop(vm_site, Stop::PowerOff, &EventSink::silent()).await?;
+            snapshot::restore(vm_site, name).await?;
         }
         Ok(())
     }

@@ -8,13 +8,13 @@ use uuid::Uuid;
 use super::argv;
 use super::definition::Definition;
 use super::folder::Folder;
+use super::install::QemuInstall;
 use super::loopback;
-use super::machine::Machine;
 use super::scripts;
 use super::snapshot::{self, DiskInfo};
-use super::vm::{self, LOOK_AGAIN, Site};
+use super::vm::{self, LOOK_AGAIN, QemuVm};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::{Command, Host};
 use crate::hypervisor::{Firmware, FoundVm, GuestSpec, Power, Probe, Stop, still_on};
 
@@ -34,39 +34,39 @@ const GONE: Duration = Duration::from_secs(10);
 const LOG_TAIL: usize = 8 << 10;
 
 /// Returns what QEMU's process `pid` says about the VM.
-pub(super) async fn status(site: Site<'_>, pid: u32) -> Result<Power> {
-    let answer = match site.qmp(pid).await {
+pub(super) async fn status(vm_site: QemuVm<'_>, pid: u32) -> Result<Power> {
+    let answer = match vm_site.qmp(pid).await {
         Ok(mut qmp) => qmp.execute("query-status", Value::Null).await,
         Err(error) => Err(error),
     };
     match answer {
         Ok(answer) => Ok(vm::power(answer["status"].as_str().unwrap_or("unknown"))),
         // It may have ended between the two looks.
-        Err(_) if !site.is_alive(pid).await? => Ok(Power::Off),
-        Err(error) => Err(error.on(site.host.name())),
+        Err(_) if !vm_site.is_alive(pid).await? => Ok(Power::Off),
+        Err(error) => Err(error.on_host(vm_site.host.name())),
     }
 }
 
 /// Returns why the VM is down, if it went down by a failure of its own.
-pub(super) async fn down_because(site: Site<'_>) -> Result<Option<Error>> {
-    let Some(vm) = site.look().await? else { return Ok(None) };
+pub(super) async fn down_because(vm_site: QemuVm<'_>) -> Result<Option<Error>> {
+    let Some(vm) = vm_site.look().await? else { return Ok(None) };
     let why = match vm.pid {
-        Some(pid) => match status(site, pid).await? {
+        Some(pid) => match status(vm_site, pid).await? {
             Power::Crashed(why) => why,
             _ => return Ok(None),
         },
         None if vm.died => "QEMU was killed or crashed".to_owned(),
         None => return Ok(None),
     };
-    let error = site.failure(format_args!("is down: {why}"));
-    Ok(Some(with_log(site, error).await))
+    let error = vm_site.failure(format_args!("is down: {why}"));
+    Ok(Some(with_log(vm_site, error).await))
 }
 
 /// Returns the commands that start the VM.
 pub(super) fn start_commands(
     spec: &GuestSpec,
     definition: &Definition,
-    machine: &Machine,
+    machine: &QemuInstall,
 ) -> Vec<Command> {
     let folder = Folder(&spec.directory);
     let mut commands = Vec::new();
@@ -80,66 +80,67 @@ pub(super) fn start_commands(
 }
 
 /// Starts the VM, or lets it go on if it is paused.
-pub(super) async fn start(site: Site<'_>, probe: &Probe, feed: &Feed) -> Result<()> {
-    let machine = Machine::of(probe);
-    let vm = site.defined().await?;
-    let wanted = Definition::after(site.spec, Some(vm.definition.firmware))
-        .map_err(|error| error.on(site.host.name()))?;
+pub(super) async fn start(vm_site: QemuVm<'_>, probe: &Probe, events: &EventSink) -> Result<()> {
+    let machine = QemuInstall::of(probe);
+    let vm = vm_site.defined().await?;
+    let wanted = Definition::after(vm_site.spec, Some(vm.definition.firmware))
+        .map_err(|error| error.on_host(vm_site.host.name()))?;
     if let Some(pid) = vm.pid {
-        match status(site, pid).await? {
+        match status(vm_site, pid).await? {
             Power::Running => return Ok(()),
             Power::Paused => {
-                let went_on = site.qmp(pid).await?.execute("cont", Value::Null).await;
-                return went_on.map(|_| ()).map_err(|error| error.on(site.host.name()));
+                let went_on = vm_site.qmp(pid).await?.execute("cont", Value::Null).await;
+                return went_on.map(|_| ()).map_err(|error| error.on_host(vm_site.host.name()));
             }
-            Power::Changing(_) => return wait_until_running(site, pid).await,
+            Power::Changing(_) => return wait_until_running(vm_site, pid).await,
             Power::Crashed(why) => {
-                feed.notice(Level::Warning, format!("{} is started anew: {why}", site.spec.vm));
-                stop(site, Stop::Now, feed).await?;
+                events
+                    .notice(Level::Warning, format!("{} is started anew: {why}", vm_site.spec.vm));
+                stop(vm_site, Stop::PowerOff, events).await?;
             }
             Power::Off | Power::Saved => {}
         }
     }
-    can_start(&wanted, &machine).map_err(|error| error.on(site.host.name()))?;
-    stands_alone(site, &wanted).await?;
+    can_start(&wanted, &machine).map_err(|error| error.on_host(vm_site.host.name()))?;
+    stands_alone(vm_site, &wanted).await?;
     let mut said = String::new();
-    for command in start_commands(site.spec, &wanted, &machine) {
-        said = site.host.check(&command).await?.text();
+    for command in start_commands(vm_site.spec, &wanted, &machine) {
+        said = vm_site.host.check(&command).await?.text();
     }
     let pid = said.trim().parse().map_err(|_| {
-        site.failure("told no process id").with_kind(Kind::Internal).tail(said.as_bytes())
+        vm_site.failure("told no process id").with_kind(Kind::Internal).tail(said.as_bytes())
     })?;
-    feed.doing("waiting for QEMU");
-    wait_until_running(site, pid).await?;
-    tell_open_loopback(site, &wanted, pid, feed).await
+    events.doing("waiting for QEMU");
+    wait_until_running(vm_site, pid).await?;
+    tell_open_loopback(vm_site, &wanted, pid, events).await
 }
 
 /// Says so when the guest reaches its host's loopback services, though its recipe does not say so: where `run/` lies
 /// in a file system that is mounted `noexec`, QEMU starts without the library.
 async fn tell_open_loopback(
-    site: Site<'_>,
+    vm_site: QemuVm<'_>,
     definition: &Definition,
     pid: u32,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     if definition.reach_host {
         return Ok(());
     }
-    let kept = site.host.run(&scripts::is_kept_from_loopback(pid)).await?;
+    let kept = vm_site.host.run(&scripts::is_kept_from_loopback(pid)).await?;
     if !kept.exit.success() {
         let text = format!(
             "{} reaches services on the loopback of {}: its QEMU has not taken {} (is its folder mounted `noexec`?)",
-            site.spec.vm,
-            site.host.name(),
+            vm_site.spec.vm,
+            vm_site.host.name(),
             loopback::NAME
         );
-        feed.notice(Level::Warning, text);
+        events.notice(Level::Warning, text);
     }
     Ok(())
 }
 
 /// Returns an error if the host lacks what the definition needs.
-fn can_start(definition: &Definition, machine: &Machine) -> Result<()> {
+fn can_start(definition: &Definition, machine: &QemuInstall) -> Result<()> {
     if definition.firmware == Firmware::Efi && machine.efi.is_none() {
         return Err(Error::new(Kind::HostCannot, "there is no UEFI firmware for QEMU")
             .hint("Debian and Ubuntu: apt install ovmf; Fedora: dnf install edk2-ovmf; Arch: pacman -S edk2-ovmf"));
@@ -152,11 +153,11 @@ fn can_start(definition: &Definition, machine: &Machine) -> Result<()> {
 }
 
 /// Refuses a disk that names other files of the host.
-async fn stands_alone(site: Site<'_>, definition: &Definition) -> Result<()> {
-    let disk = snapshot::disk_info(site.host, definition).await?;
+async fn stands_alone(vm_site: QemuVm<'_>, definition: &Definition) -> Result<()> {
+    let disk = snapshot::disk_info(vm_site.host, definition).await?;
     match disk.as_ref().and_then(DiskInfo::other_file) {
         None => Ok(()),
-        Some(other) => Err(site
+        Some(other) => Err(vm_site
             .failure(format_args!(
                 "has a disk that names another file, {}, and must not",
                 crate::event::printable(other)
@@ -166,27 +167,27 @@ async fn stands_alone(site: Site<'_>, definition: &Definition) -> Result<()> {
 }
 
 /// Waits until QEMU, the process `pid`, says that the guest runs.
-async fn wait_until_running(site: Site<'_>, pid: u32) -> Result<()> {
+async fn wait_until_running(vm_site: QemuVm<'_>, pid: u32) -> Result<()> {
     let begun = Instant::now();
-    let failed = |why: &str| site.failure(format_args!("did not start: {why}"));
+    let failed = |why: &str| vm_site.failure(format_args!("did not start: {why}"));
     loop {
-        if !site.is_alive(pid).await? {
+        if !vm_site.is_alive(pid).await? {
             // A process that is just becoming QEMU has no arguments for a moment.
             tokio::time::sleep(LOOK_AGAIN).await;
-            if !site.is_alive(pid).await? {
-                return Err(with_log(site, failed("QEMU ended at once")).await);
+            if !vm_site.is_alive(pid).await? {
+                return Err(with_log(vm_site, failed("QEMU ended at once")).await);
             }
         }
         // Until it listens, there is nothing to connect to.
-        if let Ok(power) = status(site, pid).await {
+        if let Ok(power) = status(vm_site, pid).await {
             match power {
                 Power::Running => return Ok(()),
-                Power::Crashed(why) => return Err(with_log(site, failed(&why)).await),
+                Power::Crashed(why) => return Err(with_log(vm_site, failed(&why)).await),
                 _ => {}
             }
         }
-        if begun.elapsed() > site.patience.limit(STARTS) {
-            let error = with_log(site, failed("QEMU does not say that it runs")).await;
+        if begun.elapsed() > vm_site.patience.limit(STARTS) {
+            let error = with_log(vm_site, failed("QEMU does not say that it runs")).await;
             return Err(error.hint("`nestlab down` ends it, whatever it does"));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -194,56 +195,56 @@ async fn wait_until_running(site: Site<'_>, pid: u32) -> Result<()> {
 }
 
 /// Adds what QEMU said last to `error`.
-async fn with_log(site: Site<'_>, error: Error) -> Error {
-    let log = site.folder().log();
+async fn with_log(vm_site: QemuVm<'_>, error: Error) -> Error {
+    let log = vm_site.folder().log();
     let tail = Command::new("tail").args(["-c", &LOG_TAIL.to_string(), "--", log.as_str()]);
-    let said = site.host.run(&tail).await.map(|output| output.stdout).unwrap_or_default();
+    let said = vm_site.host.run(&tail).await.map(|output| output.stdout).unwrap_or_default();
     error.tail(&said)
 }
 
 /// Stops the VM: by the power button, by QMP, by SIGKILL to the process that is proven to be it. What became
 /// of its definition does not matter.
-pub(super) async fn stop(site: Site<'_>, how: Stop, feed: &Feed) -> Result<()> {
-    if let Some(pid) = site.process().await? {
-        end(site, pid, how, feed).await?;
+pub(super) async fn stop(vm_site: QemuVm<'_>, how: Stop, events: &EventSink) -> Result<()> {
+    if let Some(pid) = vm_site.process().await? {
+        end(vm_site, pid, how, events).await?;
     }
-    site.host.check(&scripts::forget(site.folder())).await?;
+    vm_site.host.check(&scripts::forget(vm_site.folder())).await?;
     Ok(())
 }
 
 /// Ends the VM's process `pid`.
-async fn end(site: Site<'_>, pid: u32, how: Stop, feed: &Feed) -> Result<()> {
+async fn end(vm_site: QemuVm<'_>, pid: u32, how: Stop, events: &EventSink) -> Result<()> {
     if let Stop::Graceful(grace) | Stop::Ask(grace) = how {
-        feed.doing("waiting for the guest to shut down");
-        if shut_down(site, pid, grace).await && gone(site, pid).await? {
+        events.doing("waiting for the guest to shut down");
+        if shut_down(vm_site, pid, grace).await && gone(vm_site, pid).await? {
             return Ok(());
         }
         if let Stop::Ask(grace) = how {
-            return Err(still_on(&site.spec.vm, grace).on(site.host.name()));
+            return Err(still_on(&vm_site.spec.vm, grace).on_host(vm_site.host.name()));
         }
-        feed.doing("pulling the plug");
+        events.doing("pulling the plug");
     }
-    if quit(site, pid).await && gone(site, pid).await? {
+    if quit(vm_site, pid).await && gone(vm_site, pid).await? {
         return Ok(());
     }
-    site.host.check(&scripts::kill(pid, site.spec.uuid())).await?;
-    if gone(site, pid).await? {
+    vm_site.host.check(&scripts::kill(pid, vm_site.spec.uuid())).await?;
+    if gone(vm_site, pid).await? {
         return Ok(());
     }
-    Err(site
+    Err(vm_site
         .failure(format_args!("does not die: its process {pid} ignores even SIGKILL"))
         .with_kind(Kind::Stuck)
         .hint("it waits inside the kernel, mostly for a disk: look at `dmesg` there"))
 }
 
 /// Presses the power button until QEMU hangs up, and returns whether it does within `grace`.
-async fn shut_down(site: Site<'_>, pid: u32, grace: Duration) -> bool {
+async fn shut_down(vm_site: QemuVm<'_>, pid: u32, grace: Duration) -> bool {
     let pressed = async {
         loop {
-            match press(site, pid).await {
+            match press(vm_site, pid).await {
                 Ok(hung_up) => return hung_up,
                 // It ended in the middle of the conversation, or another one keeps its socket busy.
-                Err(_) if matches!(site.is_alive(pid).await, Ok(false)) => return true,
+                Err(_) if matches!(vm_site.is_alive(pid).await, Ok(false)) => return true,
                 Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
@@ -253,8 +254,8 @@ async fn shut_down(site: Site<'_>, pid: u32, grace: Duration) -> bool {
 
 /// Presses the power button until QEMU hangs up, or returns `false` where no guest is to hear it. One
 /// press is not enough: a guest that is still booting does not hear that one.
-async fn press(site: Site<'_>, pid: u32) -> Result<bool> {
-    let mut qmp = site.qmp(pid).await?;
+async fn press(vm_site: QemuVm<'_>, pid: u32) -> Result<bool> {
+    let mut qmp = vm_site.qmp(pid).await?;
     let status = qmp.execute("query-status", Value::Null).await?;
     match vm::power(status["status"].as_str().unwrap_or_default()) {
         Power::Running => {}
@@ -270,8 +271,8 @@ async fn press(site: Site<'_>, pid: u32) -> Result<bool> {
 }
 
 /// Tells QEMU to end and returns whether it heard that.
-async fn quit(site: Site<'_>, pid: u32) -> bool {
-    match site.qmp(pid).await {
+async fn quit(vm_site: QemuVm<'_>, pid: u32) -> bool {
+    match vm_site.qmp(pid).await {
         Ok(mut qmp) => qmp.execute("quit", Value::Null).await.is_ok(),
         Err(_) => false,
     }
@@ -287,7 +288,7 @@ pub(super) async fn kill(host: &dyn Host, pid: u32, uuid: Uuid) -> Result<()> {
                 Kind::Stuck,
                 format!("{} does not die: its process {pid} ignores even SIGKILL", vm.name),
             )
-            .on(host.name()));
+            .on_host(host.name()));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -301,10 +302,10 @@ async fn running_as(host: &dyn Host, pid: u32, uuid: Uuid) -> Result<Option<Foun
 }
 
 /// Waits until the VM's process `pid` is gone and returns whether it is.
-async fn gone(site: Site<'_>, pid: u32) -> Result<bool> {
+async fn gone(vm_site: QemuVm<'_>, pid: u32) -> Result<bool> {
     let begun = Instant::now();
-    while site.is_alive(pid).await? {
-        if begun.elapsed() > site.patience.limit(GONE) {
+    while vm_site.is_alive(pid).await? {
+        if begun.elapsed() > vm_site.patience.limit(GONE) {
             return Ok(false);
         }
         tokio::time::sleep(LOOK_AGAIN).await;

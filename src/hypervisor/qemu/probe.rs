@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use camino::Utf8PathBuf;
 
-use super::confinement::Confinement;
-use super::machine::detail;
-use super::micro_guest::Sighting;
+use super::accel_probe::{AccelOutcome, AccelProbe, Kvm};
+use super::install::detail;
+use super::micro_guest::MicroGuestResult;
+use super::sandbox::Sandbox;
 use super::scripts;
-use super::trial::{Kvm, Outcome, Trial};
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;
 use crate::hypervisor::{Acceleration, Nesting, Probe};
@@ -59,14 +59,14 @@ done
 
 /// What [`SURVEY`] found.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Survey(Vec<(String, String)>);
+struct QemuFiles(Vec<(String, String)>);
 
-impl Survey {
+impl QemuFiles {
     fn parse(text: &str) -> Self {
         let pair = |line: &str| {
             line.split_once('=').map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
         };
-        Survey(text.lines().filter_map(pair).collect())
+        QemuFiles(text.lines().filter_map(pair).collect())
     }
 
     fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
@@ -87,17 +87,17 @@ impl Survey {
 }
 
 /// QEMU as it lies on a host, before it is tried.
-struct Found {
+struct UntestedQemu {
     program: String,
     version: semver::Version,
     version_text: String,
-    survey: Survey,
+    survey: QemuFiles,
 }
 
-impl Found {
-    fn trial<'a>(&'a self, host: &'a dyn Host) -> Trial<'a> {
-        let strictest = Confinement::strictest(&self.version, host.is_root());
-        Trial { host, program: &self.program, strictest }
+impl UntestedQemu {
+    fn trial<'a>(&'a self, host: &'a dyn Host) -> AccelProbe<'a> {
+        let strictest = Sandbox::strictest(&self.version, host.is_root());
+        AccelProbe { host, program: &self.program, strictest }
     }
 }
 
@@ -120,16 +120,19 @@ pub(super) async fn probe(host: &dyn Host) -> Result<Probe> {
 }
 
 /// Runs the micro-guest on `host` and returns what was seen of it.
-pub(super) async fn try_guest(host: &dyn Host, acceleration: Acceleration) -> Result<Sighting> {
+pub(super) async fn try_guest(
+    host: &dyn Host,
+    acceleration: Acceleration,
+) -> Result<MicroGuestResult> {
     let found = find(host).await?;
     let (seen, _confinement) = found.trial(host).seen(acceleration).await?;
     Ok(seen)
 }
 
-async fn find(host: &dyn Host) -> Result<Found> {
+async fn find(host: &dyn Host) -> Result<UntestedQemu> {
     let survey = survey(host).await?;
     let program = survey.all("program").next().ok_or_else(|| {
-        Error::new(Kind::HostCannot, "QEMU is not installed").on(host.name()).hint(
+        Error::new(Kind::HostCannot, "QEMU is not installed").on_host(host.name()).hint(
             "Debian and Ubuntu: apt install --no-install-recommends qemu-system-x86 qemu-utils; \
              Fedora: dnf install qemu-system-x86-core qemu-img; Arch: pacman -S qemu-base",
         )
@@ -137,10 +140,10 @@ async fn find(host: &dyn Host) -> Result<Found> {
     let version_text = survey.all("version").next().unwrap_or_default();
     let version = version(version_text).ok_or_else(|| {
         Error::new(Kind::HostCannot, format!("{program} does not say its version"))
-            .on(host.name())
+            .on_host(host.name())
             .tail(version_text.as_bytes())
     })?;
-    Ok(Found {
+    Ok(UntestedQemu {
         program: program.to_owned(),
         version,
         version_text: version_text.to_owned(),
@@ -148,12 +151,12 @@ async fn find(host: &dyn Host) -> Result<Found> {
     })
 }
 
-async fn survey(host: &dyn Host) -> Result<Survey> {
+async fn survey(host: &dyn Host) -> Result<QemuFiles> {
     let command = scripts::script(SURVEY, "nestlab-survey")
         .args(PROGRAMS)
         .arg("--")
         .args(EFI.iter().flat_map(|(code, variables, _)| [*code, *variables]));
-    Ok(Survey::parse(&host.check(&command).await?.text()))
+    Ok(QemuFiles::parse(&host.check(&command).await?.text()))
 }
 
 /// Returns the version in `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
@@ -163,7 +166,7 @@ fn version(text: &str) -> Option<semver::Version> {
     semver::Version::parse(&number[..end]).ok()
 }
 
-fn details(survey: &Survey) -> BTreeMap<String, String> {
+fn details(survey: &QemuFiles) -> BTreeMap<String, String> {
     let mut details = BTreeMap::new();
     let efi = EFI
         .iter()
@@ -179,7 +182,7 @@ fn details(survey: &Survey) -> BTreeMap<String, String> {
     details
 }
 
-fn nesting(trial: &Outcome, survey: &Survey) -> Nesting {
+fn nesting(trial: &AccelOutcome, survey: &QemuFiles) -> Nesting {
     if trial.nests {
         return Nesting::Proven;
     }
@@ -199,7 +202,7 @@ fn nesting(trial: &Outcome, survey: &Survey) -> Nesting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Patience;
+    use crate::host::TimeoutScale;
     use crate::host::scripted::Scripted;
 
     #[test]
@@ -224,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_firmware_pair_is_one_of_which_both_files_are_there() {
-        let survey = Survey::parse(
+        let survey = QemuFiles::parse(
             "file=/usr/share/OVMF/OVMF_CODE_4M.fd\n\
              file=/usr/share/OVMF/OVMF_CODE.fd\nfile=/usr/share/OVMF/OVMF_VARS.fd\ndisplay=sdl\n",
         );
@@ -235,14 +238,14 @@ mod tests {
 
     #[test]
     fn nesting_that_is_switched_off_names_the_switch() {
-        let trial = Outcome {
+        let trial = AccelOutcome {
             acceleration: Acceleration::Kvm,
-            confinement: Confinement::Filter,
-            patience: Patience::NATIVE,
+            confinement: Sandbox::Filter,
+            patience: TimeoutScale::NATIVE,
             nests: false,
             notes: Vec::new(),
         };
-        let survey = Survey::parse("nested=N /sys/module/kvm_intel/parameters/nested\n");
+        let survey = QemuFiles::parse("nested=N /sys/module/kvm_intel/parameters/nested\n");
         let Nesting::Absent(why) = nesting(&trial, &survey) else { panic!("it is off") };
         assert!(why.contains("modprobe kvm_intel nested=1"), "{why}");
     }

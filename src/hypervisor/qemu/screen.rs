@@ -4,24 +4,24 @@ use camino::Utf8Path;
 use serde_json::json;
 
 use super::scripts;
-use super::vm::Site;
+use super::vm::QemuVm;
 use crate::error::Result;
 
 /// The file in `run/` into which QEMU writes the screen.
 pub(super) const SHOT: &str = "screen.png";
 
 /// Writes a PNG of the guest's screen to `to`.
-pub(super) async fn screenshot(site: Site<'_>, to: &Utf8Path) -> Result<()> {
-    let (_vm, pid) = site.running().await?;
-    let mut qmp = site.qmp(pid).await?;
+pub(super) async fn screenshot(vm_site: QemuVm<'_>, to: &Utf8Path) -> Result<()> {
+    let (_vm, pid) = vm_site.running().await?;
+    let mut qmp = vm_site.qmp(pid).await?;
     qmp.execute("screendump", json!({ "filename": SHOT, "format": "png" })).await.map_err(
         |error| {
             error
-                .on(site.host.name())
+                .on_host(vm_site.host.name())
                 .hint("QEMU writes PNG from 7.1 on, if it was built with libpng")
         },
     )?;
-    site.host.check(&scripts::take(&site.folder().run().join(SHOT), to)).await?;
+    vm_site.host.check(&scripts::take(&vm_site.folder().run().join(SHOT), to)).await?;
     Ok(())
 }
 
@@ -29,11 +29,11 @@ pub(super) async fn screenshot(site: Site<'_>, to: &Utf8Path) -> Result<()> {
 const TEXT: (usize, usize) = (25, 80);
 
 /// Returns the lines of the guest's screen, if that is in VGA's text mode.
-pub(super) async fn text(site: Site<'_>) -> Result<String> {
-    let (_vm, pid) = site.running().await?;
+pub(super) async fn text(vm_site: QemuVm<'_>) -> Result<String> {
+    let (_vm, pid) = vm_site.running().await?;
     let (lines, columns) = TEXT;
-    let dump = site.qmp(pid).await?.human(&format!("xp /{}hx 0xb8000", lines * columns)).await;
-    Ok(characters(&dump.map_err(|error| error.on(site.host.name()))?))
+    let dump = vm_site.qmp(pid).await?.human(&format!("xp /{}hx 0xb8000", lines * columns)).await;
+    Ok(characters(&dump.map_err(|error| error.on_host(vm_site.host.name()))?))
 }
 
 /// Returns the characters of the cells in `dump`, lines like `00000000000b8000: 0x0753 0x0765`.
@@ -54,12 +54,14 @@ fn characters(dump: &str) -> String {
 }
 
 /// Returns the port of 127.0.0.1 on which `guest_port` of the running guest is reached.
-pub(super) async fn forwarded(site: Site<'_>, guest_port: u16) -> Result<u16> {
-    let (_vm, pid) = site.running().await?;
-    let table = site.qmp(pid).await?.human("info usernet").await;
-    let table = table.map_err(|error| error.on(site.host.name()))?;
+pub(super) async fn forwarded(vm_site: QemuVm<'_>, guest_port: u16) -> Result<u16> {
+    let (_vm, pid) = vm_site.running().await?;
+    let table = vm_site.qmp(pid).await?.human("info usernet").await;
+    let table = table.map_err(|error| error.on_host(vm_site.host.name()))?;
     host_port(&table, guest_port).ok_or_else(|| {
-        site.failure(format_args!("does not forward its port {guest_port}")).tail(table.as_bytes())
+        vm_site
+            .failure(format_args!("does not forward its port {guest_port}"))
+            .tail(table.as_bytes())
     })
 }
 

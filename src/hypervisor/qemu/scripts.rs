@@ -4,7 +4,7 @@
 use camino::Utf8Path;
 use uuid::Uuid;
 
-use super::definition::DiskFormat;
+use super::definition::QemuDiskFormat;
 use super::folder::Folder;
 use super::loopback;
 use crate::host::Command;
@@ -26,14 +26,14 @@ pub(super) fn write_file(path: &Utf8Path) -> Command {
 }
 
 /// Returns the command that makes the disk at `path` as large as `size`.
-pub(super) fn grow_disk(path: &Utf8Path, format: DiskFormat, size: Mebibytes) -> Command {
+pub(super) fn grow_disk(path: &Utf8Path, format: QemuDiskFormat, size: Mebibytes) -> Command {
     Command::new("qemu-img")
         .args(["resize", "-q", "-f", format.name(), "--", path.as_str()])
         .arg(size.bytes().to_string())
 }
 
 /// Returns the command that tells about the disk at `path` as JSON, also while a guest has it open.
-pub(super) fn disk_info(path: &Utf8Path, format: DiskFormat) -> Command {
+pub(super) fn disk_info(path: &Utf8Path, format: QemuDiskFormat) -> Command {
     Command::new("qemu-img").args([
         "info",
         "-U",

@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::argv::{DISK_NODE, VARIABLES_NODE};
-use super::definition::{Definition, DiskFormat, Drive};
+use super::definition::{Definition, Drive, QemuDiskFormat};
 use super::qmp::Qmp;
 use super::scripts;
-use super::vm::{LOOK_AGAIN, Site, Vm};
+use super::vm::{LOOK_AGAIN, QemuVm, Vm};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Host};
 use crate::hypervisor::Firmware;
@@ -68,59 +68,59 @@ pub(super) async fn disk_info(
     let output = host.check(&command).await?;
     serde_json::from_slice(&output.stdout).map(Some).map_err(|error| {
         Error::failed(format!("qemu-img described {path} in words of its own: {error}"))
-            .on(host.name())
+            .on_host(host.name())
             .tail(&output.stdout)
     })
 }
 
 /// Returns the names of the VM's snapshots, oldest first.
-pub(super) async fn names(site: Site<'_>) -> Result<Vec<String>> {
-    let Some(vm) = site.look().await? else { return Ok(Vec::new()) };
-    Ok(snapshots(site, &vm).await?.into_iter().map(|snapshot| snapshot.name).collect())
+pub(super) async fn names(vm_site: QemuVm<'_>) -> Result<Vec<String>> {
+    let Some(vm) = vm_site.look().await? else { return Ok(Vec::new()) };
+    Ok(snapshots(vm_site, &vm).await?.into_iter().map(|snapshot| snapshot.name).collect())
 }
 
-async fn snapshots(site: Site<'_>, vm: &Vm) -> Result<Vec<Snapshot>> {
-    let info = disk_info(site.host, &vm.definition).await?;
+async fn snapshots(vm_site: QemuVm<'_>, vm: &Vm) -> Result<Vec<Snapshot>> {
+    let info = disk_info(vm_site.host, &vm.definition).await?;
     Ok(info.map(|info| info.snapshots).unwrap_or_default())
 }
 
 /// Takes the snapshot `name`, with the guest's memory if it runs.
-pub(super) async fn take(site: Site<'_>, name: &str) -> Result<()> {
-    let vm = site.defined().await?;
-    let nodes = nodes(site, &vm.definition)?;
-    if snapshots(site, &vm).await?.iter().any(|known| known.name == name) {
-        return Err(site.failure(format_args!("has a snapshot called `{name}` already")));
+pub(super) async fn take(vm_site: QemuVm<'_>, name: &str) -> Result<()> {
+    let vm = vm_site.defined().await?;
+    let nodes = nodes(vm_site, &vm.definition)?;
+    if snapshots(vm_site, &vm).await?.iter().any(|known| known.name == name) {
+        return Err(vm_site.failure(format_args!("has a snapshot called `{name}` already")));
     }
     if let Some(pid) = vm.pid {
-        return job(site, &mut site.qmp(pid).await?, "snapshot-save", name, &nodes).await;
+        return job(vm_site, &mut vm_site.qmp(pid).await?, "snapshot-save", name, &nodes).await;
     }
     for node in &nodes {
-        site.host.check(&offline("-c", name, node)).await?;
+        vm_site.host.check(&offline("-c", name, node)).await?;
     }
     Ok(())
 }
 
 /// Restores the snapshot `name`. A running guest runs on as it did then, if it ran; else the VM is off.
-pub(super) async fn restore(site: Site<'_>, name: &str) -> Result<Restored> {
-    let vm = site.defined().await?;
-    let nodes = nodes(site, &vm.definition)?;
-    let known = snapshots(site, &vm).await?;
+pub(super) async fn restore(vm_site: QemuVm<'_>, name: &str) -> Result<Restored> {
+    let vm = vm_site.defined().await?;
+    let nodes = nodes(vm_site, &vm.definition)?;
+    let known = snapshots(vm_site, &vm).await?;
     let snapshot = known
         .iter()
         .find(|snapshot| snapshot.name == name)
-        .ok_or_else(|| site.failure(format_args!("has no snapshot called `{name}`")))?;
+        .ok_or_else(|| vm_site.failure(format_args!("has no snapshot called `{name}`")))?;
     let Some(pid) = vm.pid else {
         for node in &nodes {
-            site.host.check(&offline("-a", name, node)).await?;
+            vm_site.host.check(&offline("-a", name, node)).await?;
         }
         return Ok(Restored::Done);
     };
     if snapshot.vm_state_size == 0 {
         return Ok(Restored::NeedsPowerOff);
     }
-    let mut qmp = site.qmp(pid).await?;
-    job(site, &mut qmp, "snapshot-load", name, &nodes).await?;
-    qmp.execute("cont", Value::Null).await.map_err(|error| error.on(site.host.name()))?;
+    let mut qmp = vm_site.qmp(pid).await?;
+    job(vm_site, &mut qmp, "snapshot-load", name, &nodes).await?;
+    qmp.execute("cont", Value::Null).await.map_err(|error| error.on_host(vm_site.host.name()))?;
     Ok(Restored::Done)
 }
 
@@ -135,42 +135,42 @@ pub(super) enum Restored {
 
 /// A disk that snapshots are kept in.
 #[derive(Debug, PartialEq, Eq)]
-struct Node {
+struct SnapshotDisk {
     name: &'static str,
     path: Utf8PathBuf,
 }
 
 /// Returns the disks that belong to a snapshot, the one that holds the memory first.
-fn nodes(site: Site<'_>, definition: &Definition) -> Result<Vec<Node>> {
-    let Drive::Disk { path, format: DiskFormat::Qcow2 } = &definition.drive else {
-        return Err(site
+fn nodes(vm_site: QemuVm<'_>, definition: &Definition) -> Result<Vec<SnapshotDisk>> {
+    let Drive::Disk { path, format: QemuDiskFormat::Qcow2 } = &definition.drive else {
+        return Err(vm_site
             .failure("has no qcow2 disk, so QEMU can take no snapshot of it")
             .with_kind(Kind::HostCannot)
             .hint("give the guest an image whose disk is qcow2"));
     };
-    let mut nodes = vec![Node { name: DISK_NODE, path: path.clone() }];
+    let mut nodes = vec![SnapshotDisk { name: DISK_NODE, path: path.clone() }];
     if definition.firmware == Firmware::Efi {
-        nodes.push(Node { name: VARIABLES_NODE, path: site.folder().efi_variables() });
+        nodes.push(SnapshotDisk { name: VARIABLES_NODE, path: vm_site.folder().efi_variables() });
     }
     Ok(nodes)
 }
 
-fn offline(what: &str, name: &str, node: &Node) -> Command {
+fn offline(what: &str, name: &str, node: &SnapshotDisk) -> Command {
     Command::new("qemu-img").args(["snapshot", what, name, "--", node.path.as_str()])
 }
 
 /// Runs a snapshot job to its end. QEMU accepts the command at once and may fail later, so only the
 /// concluded job tells; the job is dismissed either way.
 async fn job(
-    site: Site<'_>,
+    vm_site: QemuVm<'_>,
     qmp: &mut Qmp,
     command: &str,
     name: &str,
-    nodes: &[Node],
+    nodes: &[SnapshotDisk],
 ) -> Result<()> {
     let devices: Vec<_> = nodes.iter().map(|node| node.name).collect();
     let arguments = json!({ "job-id": JOB, "tag": name, "vmstate": DISK_NODE, "devices": devices });
-    let here = |error: Error| error.on(site.host.name());
+    let here = |error: Error| error.on_host(vm_site.host.name());
     qmp.execute(command, arguments).await.map_err(here)?;
     let mut silence = Silence::default();
     loop {
@@ -178,16 +178,18 @@ async fn job(
         let job = jobs
             .as_array()
             .and_then(|jobs| jobs.iter().find(|job| job["id"] == JOB))
-            .ok_or_else(|| site.failure(format_args!("lost its job {command} `{name}`")))?;
+            .ok_or_else(|| vm_site.failure(format_args!("lost its job {command} `{name}`")))?;
         if job["status"] == "concluded" {
             qmp.execute("job-dismiss", json!({ "id": JOB })).await.map_err(here)?;
             return match job["error"].as_str() {
-                Some(why) => Err(site.failure(format_args!("failed at {command} `{name}`: {why}"))),
+                Some(why) => {
+                    Err(vm_site.failure(format_args!("failed at {command} `{name}`: {why}")))
+                }
                 None => Ok(()),
             };
         }
-        if silence.since(job["current-progress"].as_u64()) > site.qmp_silence() {
-            return Err(site.failure(format_args!("makes no progress with {command} `{name}`")));
+        if silence.since(job["current-progress"].as_u64()) > vm_site.qmp_silence() {
+            return Err(vm_site.failure(format_args!("makes no progress with {command} `{name}`")));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

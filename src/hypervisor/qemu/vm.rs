@@ -7,7 +7,7 @@ use super::folder::Folder;
 use super::qmp::Qmp;
 use super::{argv, scripts};
 use crate::error::{Error, Kind, Result};
-use crate::host::{Exit, Host, Patience, StreamAddress};
+use crate::host::{Exit, Host, StreamAddress, TimeoutScale};
 use crate::hypervisor::{FoundVm, GuestSpec, Power};
 
 /// How long QEMU may be silent on QMP on bare metal, where it answers within milliseconds.
@@ -18,13 +18,13 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where a VM is or is to be, and how slow things are there.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Site<'a> {
+pub(super) struct QemuVm<'a> {
     /// Its host.
     pub(super) host: &'a dyn Host,
     /// What it is to be.
     pub(super) spec: &'a GuestSpec,
     /// How slow guests are on that host; QEMU itself is no slower.
-    pub(super) patience: Patience,
+    pub(super) patience: TimeoutScale,
 }
 
 /// A VM that is defined.
@@ -40,12 +40,12 @@ pub(super) struct Vm {
 
 /// A VM's process, as far as there is one.
 #[derive(Debug, PartialEq, Eq)]
-struct Process {
+struct QemuProcess {
     pid: Option<u32>,
     died: bool,
 }
 
-impl<'a> Site<'a> {
+impl<'a> QemuVm<'a> {
     /// Returns the VM's folder.
     pub(super) fn folder(self) -> Folder<'a> {
         Folder(&self.spec.directory)
@@ -53,7 +53,7 @@ impl<'a> Site<'a> {
 
     /// Returns a failure of the VM: its name and `what` is the matter with it.
     pub(super) fn failure(self, what: impl std::fmt::Display) -> Error {
-        Error::failed(format!("{} {what}", self.spec.vm)).on(self.host.name())
+        Error::failed(format!("{} {what}", self.spec.vm)).on_host(self.host.name())
     }
 
     /// Returns how long QEMU may be silent on QMP.
@@ -68,10 +68,10 @@ impl<'a> Site<'a> {
         match output.exit {
             Exit::Code(0) => {}
             Exit::Code(scripts::NOT_DEFINED) => return Ok(None),
-            _ => return Err(output.error(&command).on(self.host.name())),
+            _ => return Err(output.error(&command).on_host(self.host.name())),
         }
         let mut vm = parse(&output.stdout)
-            .map_err(|error| error.context(&self.spec.directory).on(self.host.name()))?;
+            .map_err(|error| error.context(&self.spec.directory).on_host(self.host.name()))?;
         vm.definition.move_into(&self.spec.directory);
         Ok(Some(vm))
     }
@@ -105,7 +105,9 @@ impl<'a> Site<'a> {
     pub(super) async fn qmp(self, pid: u32) -> Result<Qmp> {
         let socket = StreamAddress::Unix(self.folder().socket(argv::QMP_SOCKET, pid));
         let stream = self.host.open_stream(&socket).await?;
-        Qmp::connect(stream, self.qmp_silence()).await.map_err(|error| error.on(self.host.name()))
+        Qmp::connect(stream, self.qmp_silence())
+            .await
+            .map_err(|error| error.on_host(self.host.name()))
     }
 }
 
@@ -135,19 +137,19 @@ fn one_found(process: &[&[u8]]) -> Option<FoundVm> {
 fn parse(printed: &[u8]) -> Result<Vm> {
     let mut parts = printed.split(|byte| *byte == 0);
     let definition = Definition::parse(parts.next().unwrap_or_default())?;
-    let Process { pid, died } = process(parts, &definition.uuid.to_string());
+    let QemuProcess { pid, died } = process(parts, &definition.uuid.to_string());
     Ok(Vm { definition, pid, died })
 }
 
 /// Returns what [`scripts::process`] printed: whether QEMU left its mark, a process id, that process's
 /// arguments. The process is the VM's only if it has the VM's UUID among them; any other has got the id
 /// after QEMU ended.
-fn process<'a>(mut parts: impl Iterator<Item = &'a [u8]>, uuid: &str) -> Process {
+fn process<'a>(mut parts: impl Iterator<Item = &'a [u8]>, uuid: &str) -> QemuProcess {
     let marked = parts.next() == Some(b"alive");
     let pid = parts.next().and_then(|text| std::str::from_utf8(text).ok()?.trim().parse().ok());
     let arguments: Vec<&[u8]> = parts.collect();
     let ours = arguments.windows(2).any(|pair| pair == [b"-uuid", uuid.as_bytes()]);
-    Process { pid: pid.filter(|_| ours), died: marked && !ours }
+    QemuProcess { pid: pid.filter(|_| ours), died: marked && !ours }
 }
 
 /// Returns the state that QEMU calls `status`: the words of `RunState` in its QAPI schema.
@@ -165,7 +167,7 @@ pub(super) fn power(status: &str) -> Power {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::qemu::specimen::spec;
+    use crate::hypervisor::qemu::test_support::spec;
 
     fn printed(mark: &str, pid: &str, arguments: &[&str]) -> Vec<u8> {
         let definition = Definition::of(&spec()).expect("a disk can be defined");

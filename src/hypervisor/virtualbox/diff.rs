@@ -3,12 +3,12 @@
 
 use camino::Utf8PathBuf;
 
-use super::settings::{self, Rule, Settings, Wanted};
-use super::storage::{self, Act, Slot};
+use super::settings::{self, Rule, Settings, WantedSetting};
+use super::storage::{self, Invocation, Slot};
 use super::tsc;
 use super::version::Spelling;
 use crate::host::Command;
-use crate::hypervisor::{Actual, Change, Forward, GuestSpec, Media, Origin, Power, Probe};
+use crate::hypervisor::{Actual, Change, Forward, GuestSpec, Media, Power, Probe, VmOrigin};
 use crate::recipe::Mebibytes;
 
 /// Stands for a port in a command that is not run yet: the one that is free on the guest's host when it
@@ -22,7 +22,7 @@ pub const SNAPSHOT_BEFORE: &str = "nestlab-before";
 pub(crate) const DISK_MIB: &str = "disk-mib";
 
 /// Turns words into commands, as the host's VBoxManage spells them.
-struct Writer<'a> {
+struct CommandWriter<'a> {
     program: &'a str,
     spelling: Spelling,
     spec: &'a GuestSpec,
@@ -34,16 +34,16 @@ struct Writer<'a> {
 pub(crate) fn changes(spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) -> Vec<Change> {
     let spelling = Spelling::of(&probe.version);
     let steady_tsc = probe.details.contains_key(tsc::STEADY);
-    let writer = Writer { program: probe.program.as_str(), spelling, spec, steady_tsc };
+    let writer = CommandWriter { program: probe.program.as_str(), spelling, spec, steady_tsc };
     match (actual, &spec.origin) {
-        (Some(actual), Origin::Made(media)) => {
+        (Some(actual), VmOrigin::Made(media)) => {
             let mut changes = writer.settings(actual);
             changes.extend(writer.disks(media, actual));
             changes.extend(writer.forwards(actual));
             changes.extend(writer.clock(actual));
             changes
         }
-        (Some(actual), Origin::Existing { snapshot_before, .. }) => {
+        (Some(actual), VmOrigin::Existing { snapshot_before, .. }) => {
             let mut changes = writer.settings(actual);
             changes.extend(writer.forwards(actual));
             if *snapshot_before && !changes.is_empty() && !has_snapshot(&actual.settings) {
@@ -51,9 +51,9 @@ pub(crate) fn changes(spec: &GuestSpec, actual: Option<&Actual>, probe: &Probe) 
             }
             changes
         }
-        (None, Origin::Made(media)) => vec![writer.creation(media)],
+        (None, VmOrigin::Made(media)) => vec![writer.creation(media)],
         // Inspecting fails for an existing VM that does not exist.
-        (None, Origin::Existing { .. }) => Vec::new(),
+        (None, VmOrigin::Existing { .. }) => Vec::new(),
     }
 }
 
@@ -62,15 +62,15 @@ fn has_snapshot(vm: &Settings) -> bool {
     vm.iter().any(|(setting, name)| setting.starts_with("SnapshotName") && name == SNAPSHOT_BEFORE)
 }
 
-impl Writer<'_> {
+impl CommandWriter<'_> {
     fn manage(&self, args: impl IntoIterator<Item = String>) -> Command {
         Command::new(self.program).args(args)
     }
 
-    fn command(&self, act: Act) -> Command {
+    fn command(&self, act: Invocation) -> Command {
         match act {
-            Act::Manage(args) => self.manage(args),
-            Act::Program(argv) => Command::from_argv(argv),
+            Invocation::Manage(args) => self.manage(args),
+            Invocation::Program(argv) => Command::from_argv(argv),
         }
     }
 
@@ -80,7 +80,7 @@ impl Writer<'_> {
 
     /// Returns what `modifyvm` changes.
     fn settings(&self, actual: &Actual) -> Vec<Change> {
-        let differs = |wanted: &Wanted| {
+        let differs = |wanted: &WantedSetting| {
             let value = actual.settings.get(&wanted.setting);
             value.is_none_or(|value| !settings::same(&wanted.setting, value, &wanted.value))
         };
@@ -137,7 +137,7 @@ impl Writer<'_> {
 
     /// Returns the adapter that becomes the NAT adapter of a VM that nestlab makes.
     fn first_adapter(&self) -> Option<u32> {
-        matches!(self.spec.origin, Origin::Made(_)).then_some(1)
+        matches!(self.spec.origin, VmOrigin::Made(_)).then_some(1)
     }
 
     fn add_rule(&self, vm: &str, rule: &Rule, running: bool) -> Command {
@@ -165,15 +165,16 @@ impl Writer<'_> {
         let vm = &actual.settings;
         let sata = storage::sata(vm);
         let mut changes = Vec::new();
-        let mut change = |setting: String, old: Option<&str>, wanted: String, acts: Vec<Act>| {
-            changes.push(Change {
-                setting,
-                actual: old.map(str::to_owned),
-                wanted,
-                commands: acts.into_iter().map(|act| self.command(act)).collect(),
-                needs_power_off: true,
-            });
-        };
+        let mut change =
+            |setting: String, old: Option<&str>, wanted: String, acts: Vec<Invocation>| {
+                changes.push(Change {
+                    setting,
+                    actual: old.map(str::to_owned),
+                    wanted,
+                    commands: acts.into_iter().map(|act| self.command(act)).collect(),
+                    needs_power_off: true,
+                });
+            };
         if sata.is_none() && (self.spec.seed.is_some() || !matches!(media, Media::Ova(_))) {
             let acts = vec![storage::add_controller(&actual.id)];
             change(storage::CONTROLLER.to_owned(), None, "AHCI".to_owned(), acts);
@@ -208,7 +209,7 @@ impl Writer<'_> {
         media: &Media,
         vm: &str,
         slot: &Slot,
-    ) -> Option<(Utf8PathBuf, Vec<Act>)> {
+    ) -> Option<(Utf8PathBuf, Vec<Invocation>)> {
         match media {
             Media::Ova(_) => None,
             Media::Disk(given) => {
@@ -375,9 +376,9 @@ pub(crate) fn stays(spec: &GuestSpec, actual: &Actual) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::specimen::{existing, made, probe, spec, vm};
+    use super::super::test_support::{existing, made, probe, spec, vm};
     use super::*;
-    use crate::recipe::{Amount, Cpus};
+    use crate::recipe::{Constraint, Cpus};
 
     fn lines(changes: &[Change]) -> Vec<String> {
         changes
@@ -427,7 +428,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_changed_and_by_uuid() {
         let mut spec = existing("we\"ird");
-        spec.cpus = Amount::Just(Cpus::new(3).expect("not zero"));
+        spec.cpus = Constraint::Exactly(Cpus::new(3).expect("not zero"));
         let actual = vm("odd-vm", Power::Off);
         let changes = changes(&spec, Some(&actual), &probe());
         assert_eq!(settings(&changes), ["snapshot", "cpus", "memory", "natpf1/nestlab-ssh"]);
@@ -486,8 +487,8 @@ mod tests {
         let mut spec = existing("x");
         let mut actual = vm("plain-vm", Power::Running);
         actual.settings.insert("natpf1/nestlab-ssh".into(), "tcp,0.0.0.0,22,,22".into());
-        spec.cpus = Amount::Kept;
-        spec.memory = Amount::Kept;
+        spec.cpus = Constraint::Unchanged;
+        spec.memory = Constraint::Unchanged;
         actual.settings.insert("ioapic".into(), "on".into());
         let changes = changes(&spec, Some(&actual), &probe());
         let forward =

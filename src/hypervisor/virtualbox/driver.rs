@@ -9,16 +9,16 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::diff::{self, FREE_PORT};
 use super::fault::Fault;
+use super::host_facts::{HostFindings, look};
 use super::manage::{self, Installed, Manage, PROGRAM_VARIABLE};
 use super::remedies::{self, KvmBeside};
-use super::surroundings::{Found, look};
 use super::{machine, parse, ports, serial_log, settings, start, tsc};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::host::{Command, Host, Patience, StreamAddress};
+use crate::event::EventSink;
+use crate::host::{Command, Host, StreamAddress, TimeoutScale};
 use crate::hypervisor::{
-    Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, Nesting, Origin,
-    Power, Probe, Remains, Stop, Trace,
+    Acceleration, Actual, Change, FoundVm, GuestSpec, Hypervisor, HypervisorKind, LogFile, Nesting,
+    Power, Probe, Remains, Stop, VmOrigin,
 };
 
 /// How long a guest may take on bare metal to shut down when its power button is pressed.
@@ -31,14 +31,14 @@ const ROUNDS: usize = 3;
 /// VirtualBox on any host. One value serves all hosts; it remembers what it found on each.
 #[derive(Debug, Default)]
 pub struct VirtualBox {
-    known: Mutex<BTreeMap<String, Known>>,
+    known: Mutex<BTreeMap<String, HostCache>>,
 }
 
 /// What is remembered of a host.
 #[derive(Debug, Clone)]
-struct Known {
+struct HostCache {
     installed: Installed,
-    patience: Patience,
+    patience: TimeoutScale,
     /// What [`Probe::details`] has.
     details: BTreeMap<String, String>,
 }
@@ -57,19 +57,20 @@ impl VirtualBox {
         Ok(self.known(host).await?.installed)
     }
 
-    async fn known(&self, host: &dyn Host) -> Result<Known> {
+    async fn known(&self, host: &dyn Host) -> Result<HostCache> {
         let remembered = self.lock().get(host.name()).cloned();
         if let Some(known) = remembered {
             return Ok(known);
         }
         let wanted = if host.is_local() { std::env::var(PROGRAM_VARIABLE).ok() } else { None };
         let installed = manage::find(host, wanted.as_deref().map(Utf8Path::new)).await?;
-        let known = Known { installed, patience: Patience::NATIVE, details: BTreeMap::new() };
+        let known =
+            HostCache { installed, patience: TimeoutScale::NATIVE, details: BTreeMap::new() };
         self.lock().insert(host.name().to_owned(), known.clone());
         Ok(known)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, HostCache>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,8 +84,8 @@ impl VirtualBox {
         self.patience(host).limit(machine::SETTLES)
     }
 
-    fn patience(&self, host: &dyn Host) -> Patience {
-        self.lock().get(host.name()).map_or(Patience::NATIVE, |known| known.patience)
+    fn patience(&self, host: &dyn Host) -> TimeoutScale {
+        self.lock().get(host.name()).map_or(TimeoutScale::NATIVE, |known| known.patience)
     }
 
     /// Powers the VM off for a change of its settings: gracefully, and never at the cost of a session
@@ -95,14 +96,14 @@ impl VirtualBox {
         actual: &Actual,
         name: &str,
         how: fn(Duration) -> Stop,
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
         let host = manage.host();
         if actual.power == Power::Saved {
             return Err(Error::failed(format!(
                 "{name} is saved, and its settings cannot be changed without losing its session"
             ))
-            .on(host.name())
+            .on_host(host.name())
             .hint(format!(
                 "start it and shut it down, or `{} discardstate {}`",
                 manage.installed().program,
@@ -110,7 +111,7 @@ impl VirtualBox {
             )));
         }
         let grace = self.patience(host).limit(SHUTS_DOWN);
-        machine::stop(manage, actual, how(grace), self.settles(host), feed).await
+        machine::stop(manage, actual, how(grace), self.settles(host), events).await
     }
 
     /// Returns the VM of `spec` as [`diff::changes`] compares it; asks for no more than that looks at.
@@ -130,7 +131,7 @@ impl VirtualBox {
         spec: &GuestSpec,
         actual: Option<&Actual>,
         changes: &[Change],
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
         if changes.iter().any(|change| change.commands.iter().any(makes_media)) {
             machine::forget_media(manage, &spec.directory).await?;
@@ -139,13 +140,13 @@ impl VirtualBox {
             && let Some(actual) = actual
         {
             let how = if is_existing(spec) { Stop::Ask } else { Stop::Graceful };
-            self.power_off(manage, actual, &spec.vm, how, feed).await?;
+            self.power_off(manage, actual, &spec.vm, how, events).await?;
         }
         for change in changes {
-            feed.doing(format!("{}: {}", change.setting, change.wanted));
+            events.doing(format!("{}: {}", change.setting, change.wanted));
             for command in &change.commands {
                 let command = with_free_port(manage.host(), command).await?;
-                manage.run_command(&command, feed).await?;
+                manage.run_command(&command, events).await?;
             }
         }
         Ok(())
@@ -154,7 +155,7 @@ impl VirtualBox {
 
 /// Whether it is the user's, and never cut off.
 fn is_existing(spec: &GuestSpec) -> bool {
-    matches!(spec.origin, Origin::Existing { .. })
+    matches!(spec.origin, VmOrigin::Existing { .. })
 }
 
 /// Whether a command makes a disk image that VirtualBox may know from an interrupted run.
@@ -179,13 +180,13 @@ pub(super) async fn there(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Actua
 
 fn not_there(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
     Error::failed(format!("the VM {} is not there", spec.vm))
-        .on(manage.host().name())
+        .on_host(manage.host().name())
         .hint("`nestlab up` makes it")
 }
 
 fn not_listed(manage: &Manage<'_>, spec: &GuestSpec) -> Error {
     Error::failed(format!("VirtualBox does not list {}, which it has just changed", spec.vm))
-        .on(manage.host().name())
+        .on_host(manage.host().name())
         .hint("run the same command again")
 }
 
@@ -211,7 +212,7 @@ impl Hypervisor for VirtualBox {
         let mut found = look(host).await?;
         found.around.virtualbox = Some(installed.version.clone());
         let refuse = |message: &str, fault: Fault| {
-            let error = Error::new(Kind::HostCannot, message).on(host.name());
+            let error = Error::new(Kind::HostCannot, message).on_host(host.name());
             let hints = remedies::hints(fault, &found.around);
             Err(hints.into_iter().fold(error, Error::hint))
         };
@@ -239,7 +240,7 @@ impl Hypervisor for VirtualBox {
         let patience = found.patience();
         let steady = found.steady_tsc.then(|| (tsc::STEADY.to_owned(), String::new()));
         let details: BTreeMap<_, _> = steady.into_iter().collect();
-        let known = Known { installed: installed.clone(), patience, details: details.clone() };
+        let known = HostCache { installed: installed.clone(), patience, details: details.clone() };
         self.lock().insert(host.name().to_owned(), known);
         Ok(Probe {
             acceleration: Acceleration::VirtualBox,
@@ -284,7 +285,7 @@ impl Hypervisor for VirtualBox {
         host: &dyn Host,
         spec: &GuestSpec,
         changes: &[Change],
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
         let manage = self.manage(host).await?;
         let probe = bare_probe(self.known(host).await?);
@@ -297,7 +298,7 @@ impl Hypervisor for VirtualBox {
             if left.is_empty() {
                 return Ok(());
             }
-            self.apply(&manage, spec, actual.as_ref(), &left, feed).await?;
+            self.apply(&manage, spec, actual.as_ref(), &left, events).await?;
             actual = self.look_at(&manage, spec).await?;
             // To make it again would remove what was just made, or what a guest has written.
             let changed = actual.as_ref().ok_or_else(|| not_listed(&manage, spec))?;
@@ -312,7 +313,7 @@ impl Hypervisor for VirtualBox {
             spec.vm,
             names.join(", ")
         ))
-        .on(host.name()))
+        .on_host(host.name()))
     }
 
     fn start_commands(&self, spec: &GuestSpec, probe: &Probe) -> Vec<Command> {
@@ -324,7 +325,7 @@ impl Hypervisor for VirtualBox {
         host: &dyn Host,
         spec: &GuestSpec,
         _probe: &Probe,
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<()> {
         let manage = self.manage(host).await?;
         let actual = there(&manage, spec).await?;
@@ -334,31 +335,37 @@ impl Hypervisor for VirtualBox {
                 manage.run(&["controlvm", &actual.id, "resume"]).await?;
                 Ok(())
             }
-            Power::Off | Power::Saved => start::start(&manage, spec, &actual, feed).await,
+            Power::Off | Power::Saved => start::start(&manage, spec, &actual, events).await,
             Power::Crashed(_) | Power::Changing(_) => {
-                machine::stop(&manage, &actual, Stop::Now, self.settles(host), feed).await?;
+                machine::stop(&manage, &actual, Stop::PowerOff, self.settles(host), events).await?;
                 let actual = there(&manage, spec).await?;
-                start::start(&manage, spec, &actual, feed).await
+                start::start(&manage, spec, &actual, events).await
             }
         }
     }
 
-    async fn stop(&self, host: &dyn Host, spec: &GuestSpec, how: Stop, feed: &Feed) -> Result<()> {
+    async fn stop(
+        &self,
+        host: &dyn Host,
+        spec: &GuestSpec,
+        how: Stop,
+        events: &EventSink,
+    ) -> Result<()> {
         let manage = self.manage(host).await?;
         let how = match how {
             Stop::Graceful(grace) if is_existing(spec) => Stop::Ask(grace),
             how => how,
         };
         match machine::inspect(&manage, spec).await? {
-            Some(actual) => machine::stop(&manage, &actual, how, self.settles(host), feed).await,
+            Some(actual) => machine::stop(&manage, &actual, how, self.settles(host), events).await,
             None => Ok(()),
         }
     }
 
-    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, feed: &Feed) -> Result<()> {
+    async fn destroy(&self, host: &dyn Host, spec: &GuestSpec, events: &EventSink) -> Result<()> {
         match &spec.origin {
-            Origin::Existing { .. } => Ok(()),
-            Origin::Made(_) => machine::remove(&self.manage(host).await?, spec, feed).await,
+            VmOrigin::Existing { .. } => Ok(()),
+            VmOrigin::Made(_) => machine::remove(&self.manage(host).await?, spec, events).await,
         }
     }
 
@@ -372,7 +379,7 @@ impl Hypervisor for VirtualBox {
         let port = settings::rules(&actual.settings).find_map(|rule| rule.host_port(guest_port));
         port.map(|port| StreamAddress::Tcp("127.0.0.1".to_owned(), port)).ok_or_else(|| {
             let error = Error::failed(format!("port {guest_port} of {} is not forwarded", spec.vm))
-                .on(host.name());
+                .on_host(host.name());
             if settings::nat_adapter(&actual.settings).is_some() {
                 error.hint("`nestlab up` forwards it")
             } else {
@@ -406,7 +413,7 @@ impl Hypervisor for VirtualBox {
 
     async fn forget(&self, host: &dyn Host, vm: &FoundVm) -> Result<()> {
         let manage = self.manage(host).await?;
-        machine::unregister(&manage, &vm.id, &Feed::silent()).await?;
+        machine::unregister(&manage, &vm.id, &EventSink::silent()).await?;
         match vm.file.as_deref().and_then(Utf8Path::parent) {
             Some(folder) => machine::forget_media(&manage, folder).await,
             None => Ok(()),
@@ -417,26 +424,26 @@ impl Hypervisor for VirtualBox {
         serial_log(spec)
     }
 
-    async fn traces(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<Trace>> {
+    async fn log_files(&self, host: &dyn Host, spec: &GuestSpec) -> Result<Vec<LogFile>> {
         let manage = self.manage(host).await?;
-        let mut traces = vec![Trace { name: "serial".to_owned(), path: serial_log(spec) }];
+        let mut log_files = vec![LogFile { name: "serial".to_owned(), path: serial_log(spec) }];
         if let Some(actual) = machine::inspect(&manage, spec).await?
             && let Some(folder) = machine::log_folder(&actual)
         {
             let files = ["VBox.log", "VBoxHardening.log"];
-            traces
-                .extend(files.map(|name| Trace { name: name.to_owned(), path: folder.join(name) }));
+            log_files.extend(
+                files.map(|name| LogFile { name: name.to_owned(), path: folder.join(name) }),
+            );
         }
-        Ok(traces)
+        Ok(log_files)
     }
 
     async fn snapshot(&self, host: &dyn Host, spec: &GuestSpec, name: &str) -> Result<()> {
         let manage = self.manage(host).await?;
         let actual = there(&manage, spec).await?;
         if snapshot_uuid(&actual, name).is_some() {
-            return Err(
-                Error::failed(format!("{} has a snapshot {name} already", spec.vm)).on(host.name())
-            );
+            return Err(Error::failed(format!("{} has a snapshot {name} already", spec.vm))
+                .on_host(host.name()));
         }
         manage.run(&["snapshot", &actual.id, "take", name]).await?;
         Ok(())
@@ -453,14 +460,14 @@ impl Hypervisor for VirtualBox {
         let manage = self.manage(host).await?;
         let actual = there(&manage, spec).await?;
         let uuid = snapshot_uuid(&actual, name).ok_or_else(|| {
-            Error::failed(format!("{} has no snapshot {name}", spec.vm)).on(host.name())
+            Error::failed(format!("{} has no snapshot {name}", spec.vm)).on_host(host.name())
         })?;
-        let feed = Feed::silent();
-        machine::stop(&manage, &actual, Stop::Now, self.settles(host), &feed).await?;
+        let events = EventSink::silent();
+        machine::stop(&manage, &actual, Stop::PowerOff, self.settles(host), &events).await?;
         manage.run(&["snapshot", &actual.id, "restore", &uuid]).await?;
         let actual = there(&manage, spec).await?;
         if actual.power == Power::Saved {
-            start::start(&manage, spec, &actual, &feed).await?;
+            start::start(&manage, spec, &actual, &events).await?;
         }
         Ok(())
     }
@@ -478,7 +485,7 @@ impl Hypervisor for VirtualBox {
 }
 
 /// Returns what the pure parts need of a probe.
-fn bare_probe(known: Known) -> Probe {
+fn bare_probe(known: HostCache) -> Probe {
     Probe {
         version: known.installed.version,
         version_text: known.installed.version_text,
@@ -492,7 +499,7 @@ fn bare_probe(known: Known) -> Probe {
 }
 
 /// Returns what a user should know about VirtualBox on this host.
-fn notes(installed: &Installed, found: &Found) -> Vec<String> {
+fn notes(installed: &Installed, found: &HostFindings) -> Vec<String> {
     let kernel = found.around.kernel.as_deref().and_then(remedies::kernel_number);
     let beside = kernel.map(|kernel| remedies::kvm_beside(kernel, &installed.version));
     match beside {

@@ -7,7 +7,7 @@
 use semver::Version;
 
 use super::settings::{self, Settings};
-use crate::hypervisor::{GuestSpec, Origin};
+use crate::hypervisor::{GuestSpec, VmOrigin};
 
 /// The first version that has the switch.
 const FIRST: Version = Version::new(7, 0, 0);
@@ -20,7 +20,7 @@ pub(crate) fn closes_loopback(version: &Version) -> bool {
 /// Returns the arguments after `modifyvm VM` that make it as `spec` says for the NAT `adapters`; none where there is
 /// no switch, and for a VM that existed before, which stays as its owner has it.
 pub(super) fn arguments(spec: &GuestSpec, version: &Version, adapters: &[u32]) -> Vec<String> {
-    if !closes_loopback(version) || matches!(spec.origin, Origin::Existing { .. }) {
+    if !closes_loopback(version) || matches!(spec.origin, VmOrigin::Existing { .. }) {
         return Vec::new();
     }
     let value = if spec.reach_host { "on" } else { "off" };
@@ -44,7 +44,7 @@ pub(super) fn open(version: &Version, vm: &Settings) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::specimen::{existing, spec};
+    use super::super::test_support::{existing, spec};
     use super::*;
 
     fn vm(value: &str) -> Settings {

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::fault::Fault;
-use super::manage::{Failure, Manage};
+use super::manage::{Manage, VBoxManageFailure};
 use super::parse::{self, Listed};
 use super::{diff, storage};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::Command;
 use crate::hypervisor::{
-    self, Actual, FoundVm, GuestSpec, Media, Origin, Power, Remains, Stop, aside, still_on,
+    self, Actual, FoundVm, GuestSpec, Media, Power, Remains, Stop, VmOrigin, aside, still_on,
 };
 
 /// How often a VM is looked at that is to change its state.
@@ -63,7 +63,7 @@ pub(crate) async fn show(manage: &Manage<'_>, uuid: &str) -> Result<Option<Actua
             let state = settings.get("VMState").map_or("", String::as_str);
             Ok(Some(Actual { id: uuid.to_owned(), power: power(state), settings }))
         }
-        Err(Failure { fault: Fault::NotFound | Fault::AccessDenied, .. }) => Ok(None),
+        Err(VBoxManageFailure { fault: Fault::NotFound | Fault::AccessDenied, .. }) => Ok(None),
         Err(failure) => Err(failure.into()),
     }
 }
@@ -71,11 +71,11 @@ pub(crate) async fn show(manage: &Manage<'_>, uuid: &str) -> Result<Option<Actua
 /// Returns the VM of `spec`, and what `showvminfo` does not tell of it.
 pub(crate) async fn inspect(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
     let found = match &spec.origin {
-        Origin::Made(_) => find_made(manage, spec).await?,
-        Origin::Existing { vm, .. } => Some(find_existing(manage, vm).await?),
+        VmOrigin::Made(_) => find_made(manage, spec).await?,
+        VmOrigin::Existing { vm, .. } => Some(find_existing(manage, vm).await?),
     };
     let Some(mut actual) = found else { return Ok(None) };
-    let resizable = !matches!(spec.origin, Origin::Made(Media::Iso(_)));
+    let resizable = !matches!(spec.origin, VmOrigin::Made(Media::Iso(_)));
     if let Some(slot) = diff::first_disk(&actual.settings)
         && let Some(disk) = storage::medium(&actual.settings, &slot)
         && spec.disk.is_some()
@@ -90,7 +90,7 @@ pub(crate) async fn inspect(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Opt
 }
 
 /// Returns the VM that nestlab made for `spec`: it has the name, and its settings file lies in the guest's
-/// folder. Several VMs may have one name.
+/// folder. OneOrMany VMs may have one name.
 async fn find_made(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
     let mut foreign = None;
     for vm in listed(manage).await?.into_iter().filter(|vm| vm.name == spec.vm) {
@@ -107,7 +107,7 @@ async fn find_made(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actua
             "a VM called {} is there already, and nestlab did not make it",
             spec.vm
         ))
-        .on(manage.host().name())
+        .on_host(manage.host().name())
         .hint(format!(
             "its settings file is {file}: rename that VM, or give the lab another name"
         ))),
@@ -121,7 +121,7 @@ async fn find_existing(manage: &Manage<'_>, wanted: &str) -> Result<Actual> {
     let right = |vm: &&Listed| vm.name == wanted || Some(&vm.uuid) == uuid.as_ref();
     let found: Vec<&Listed> = all.iter().filter(right).collect();
     let fail = |message: String, hint: String| {
-        Err(Error::new(Kind::HostCannot, message).on(manage.host().name()).hint(hint))
+        Err(Error::new(Kind::HostCannot, message).on_host(manage.host().name()).hint(hint))
     };
     match found.as_slice() {
         [] => {
@@ -167,8 +167,8 @@ pub(crate) async fn uuid(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option
 /// Returns the name, or for an existing VM the name or UUID, of the VM.
 fn name(spec: &GuestSpec) -> &str {
     match &spec.origin {
-        Origin::Made(_) => &spec.vm,
-        Origin::Existing { vm, .. } => vm,
+        VmOrigin::Made(_) => &spec.vm,
+        VmOrigin::Existing { vm, .. } => vm,
     }
 }
 
@@ -221,7 +221,7 @@ pub(crate) async fn stop(
     actual: &Actual,
     how: Stop,
     settles: Duration,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let uuid = actual.id.as_str();
     let mut power = Some(actual.power.clone());
@@ -229,9 +229,9 @@ pub(crate) async fn stop(
         power = wait_until_off(manage, uuid, settles).await?;
     }
     if let (Some(Power::Running), Stop::Graceful(grace) | Stop::Ask(grace)) = (&power, how) {
-        feed.doing("waiting for it to shut down: its power button was pressed");
+        events.doing("waiting for it to shut down: its power button was pressed");
         match manage.run(&["controlvm", uuid, "acpipowerbutton"]).await {
-            Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
+            Ok(_) | Err(VBoxManageFailure { fault: Fault::InvalidState, .. }) => {}
             Err(failure) => return Err(failure.into()),
         }
         power = wait_until_off(manage, uuid, grace).await?;
@@ -241,18 +241,19 @@ pub(crate) async fn stop(
     }
     let name = actual.settings.get("name").map_or(uuid, String::as_str);
     if let Stop::Ask(grace) = how {
-        return Err(still_on(name, grace).on(manage.host().name()));
+        return Err(still_on(name, grace).on_host(manage.host().name()));
     }
-    feed.doing("pulling the plug");
+    events.doing("pulling the plug");
     match manage.run(&["controlvm", uuid, "poweroff"]).await {
-        Ok(_) | Err(Failure { fault: Fault::InvalidState, .. }) => {}
+        Ok(_) | Err(VBoxManageFailure { fault: Fault::InvalidState, .. }) => {}
         Err(failure) => return Err(failure.into()),
     }
     match wait_until_off(manage, uuid, settles).await? {
         None => Ok(()),
         Some(power) if is_off(&power) => Ok(()),
         Some(_) => {
-            Err(Error::failed(format!("VirtualBox does not stop {name}")).on(manage.host().name()))
+            Err(Error::failed(format!("VirtualBox does not stop {name}"))
+                .on_host(manage.host().name()))
         }
     }
 }
@@ -310,10 +311,10 @@ pub(crate) async fn set_aside(
             && !is_off(&actual.power)
         {
             let text = format!("{} runs, and what runs is not moved", spec.vm);
-            return Err(Error::failed(text).on(manage.host().name()));
+            return Err(Error::failed(text).on_host(manage.host().name()));
         }
         match manage.run(&["unregistervm", &uuid]).await {
-            Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => {}
+            Ok(_) | Err(VBoxManageFailure { fault: Fault::NotFound, .. }) => {}
             Err(failure) => return Err(failure.into()),
         }
     }
@@ -325,22 +326,26 @@ pub(crate) async fn set_aside(
 ///
 /// VirtualBox only forgets; the files go with the folder, so that nothing outside it is ever deleted.
 /// (`unregistervm --delete` also fails half-way for a VM with snapshots and a written-through disk.)
-pub(crate) async fn remove(manage: &Manage<'_>, spec: &GuestSpec, feed: &Feed) -> Result<()> {
+pub(crate) async fn remove(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    events: &EventSink,
+) -> Result<()> {
     for uuid in registered_in(manage, &spec.directory).await? {
-        unregister(manage, &uuid, feed).await?;
+        unregister(manage, &uuid, events).await?;
     }
     forget_media(manage, &spec.directory).await?;
-    remove_folder(manage, &spec.directory, feed).await
+    remove_folder(manage, &spec.directory, events).await
 }
 
 /// Stops the VM and has VirtualBox forget it; its files stay.
-pub(crate) async fn unregister(manage: &Manage<'_>, uuid: &str, feed: &Feed) -> Result<()> {
+pub(crate) async fn unregister(manage: &Manage<'_>, uuid: &str, events: &EventSink) -> Result<()> {
     if let Some(actual) = show(manage, uuid).await? {
-        stop(manage, &actual, Stop::Now, SETTLES, feed).await?;
+        stop(manage, &actual, Stop::PowerOff, SETTLES, events).await?;
     }
-    feed.doing("removing the VM");
+    events.doing("removing the VM");
     match manage.run(&["unregistervm", uuid]).await {
-        Ok(_) | Err(Failure { fault: Fault::NotFound, .. }) => Ok(()),
+        Ok(_) | Err(VBoxManageFailure { fault: Fault::NotFound, .. }) => Ok(()),
         Err(failure) => Err(failure.into()),
     }
 }
@@ -358,7 +363,7 @@ pub(crate) async fn forget_media(manage: &Manage<'_>, directory: &Utf8Path) -> R
         if Utf8Path::new(&path).starts_with(directory) {
             match manage.run(&["closemedium", "disk", &path]).await {
                 // It is attached: that VM has it.
-                Ok(_) | Err(Failure { fault: Fault::InUse | Fault::NotFound, .. }) => {}
+                Ok(_) | Err(VBoxManageFailure { fault: Fault::InUse | Fault::NotFound, .. }) => {}
                 Err(failure) => return Err(failure.into()),
             }
         }
@@ -378,7 +383,11 @@ find "$1" -xdev -depth -type d -empty -delete || exit 1
 "#;
 
 /// Removes the guest's folder, but for what somebody else put into it.
-async fn remove_folder(manage: &Manage<'_>, directory: &Utf8Path, feed: &Feed) -> Result<()> {
+async fn remove_folder(
+    manage: &Manage<'_>,
+    directory: &Utf8Path,
+    events: &EventSink,
+) -> Result<()> {
     let deep = directory.is_absolute() && directory.components().count() > 2;
     if !deep {
         return Err(Error::internal(format!("{directory} is not a guest's folder")));
@@ -387,7 +396,7 @@ async fn remove_folder(manage: &Manage<'_>, directory: &Utf8Path, feed: &Feed) -
     let remove = Command::new("sh").args(["-c", REMOVE_FOLDER, "nestlab-remove"]);
     let left = host.check(&remove.arg(directory.as_str())).await?.text();
     if !left.is_empty() {
-        feed.notice(Level::Warning, hypervisor::left(host, &left));
+        events.notice(Level::Warning, hypervisor::left(host, &left));
     }
     Ok(())
 }

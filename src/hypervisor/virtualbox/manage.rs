@@ -10,8 +10,8 @@ use semver::Version;
 use super::fault::{Fault, complaints, fault};
 use super::{parse, remedies, version};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::host::{Command, Host, Output, Patience, StdStream};
+use crate::event::EventSink;
+use crate::host::{Command, Host, Output, StdStream, TimeoutScale};
 
 /// VirtualBox as it was found on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(crate) async fn find(host: &dyn Host, wanted: Option<&Utf8Path>) -> Result<I
     if let Some(program) = wanted {
         return version_of(host, program).await?.ok_or_else(|| {
             Error::new(Kind::HostCannot, format!("{program} is not VBoxManage, or cannot be run"))
-                .on(host.name())
+                .on_host(host.name())
                 .hint(format!("{PROGRAM_VARIABLE} names it"))
         });
     }
@@ -55,7 +55,7 @@ pub(crate) async fn find(host: &dyn Host, wanted: Option<&Utf8Path>) -> Result<I
         }
     }
     Err(Error::new(Kind::HostCannot, "VirtualBox is not installed")
-        .on(host.name())
+        .on_host(host.name())
         .hint("on Debian sid: apt install --no-install-recommends virtualbox")
         .hint(format!("if it is at an unusual place: {PROGRAM_VARIABLE}=/path/to/VBoxManage")))
 }
@@ -79,15 +79,15 @@ async fn version_of(host: &dyn Host, program: &Utf8Path) -> Result<Option<Instal
 
 /// A failed run of VBoxManage: what it means, and the error that tells it.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct VBoxManageFailure {
     /// What it means.
     pub fault: Fault,
     /// The error.
     pub error: Error,
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Error {
+impl From<VBoxManageFailure> for Error {
+    fn from(failure: VBoxManageFailure) -> Error {
         failure.error
     }
 }
@@ -103,17 +103,17 @@ const PROGRESS: usize = 64;
 pub(crate) struct Manage<'a> {
     host: &'a dyn Host,
     installed: Installed,
-    patience: Patience,
+    patience: TimeoutScale,
 }
 
 impl<'a> Manage<'a> {
     /// Returns VBoxManage as `installed` on `host`.
     pub(crate) fn new(host: &'a dyn Host, installed: Installed) -> Self {
-        Manage { host, installed, patience: Patience::NATIVE }
+        Manage { host, installed, patience: TimeoutScale::NATIVE }
     }
 
     /// Waits as long as a host deserves that is as slow as `patience` says.
-    pub(crate) fn patient(self, patience: Patience) -> Self {
+    pub(crate) fn patient(self, patience: TimeoutScale) -> Self {
         Manage { patience, ..self }
     }
 
@@ -133,35 +133,39 @@ impl<'a> Manage<'a> {
     }
 
     /// Runs it with `args` and returns what it printed, without warnings.
-    pub(crate) async fn run(&self, args: &[&str]) -> Result<String, Failure> {
-        self.run_command(&self.command(args.iter().copied()), &Feed::silent()).await
+    pub(crate) async fn run(&self, args: &[&str]) -> Result<String, VBoxManageFailure> {
+        self.run_command(&self.command(args.iter().copied()), &EventSink::silent()).await
     }
 
-    /// Runs `command`, which may be VBoxManage or a small program beside it; tells `feed` how far it is.
+    /// Runs `command`, which may be VBoxManage or a small program beside it; tells `events` how far it is.
     ///
     /// What failed because VBoxSVC was just starting or ending, or because a VM's session was still
     /// closing, is tried again for a while: neither has changed anything.
     pub(crate) async fn run_command(
         &self,
         command: &Command,
-        feed: &Feed,
-    ) -> Result<String, Failure> {
+        events: &EventSink,
+    ) -> Result<String, VBoxManageFailure> {
         let patiently =
             ConstantBuilder::default().with_delay(Duration::from_millis(500)).with_max_times(20);
-        (async || self.run_once(command, feed).await)
+        (async || self.run_once(command, events).await)
             .retry(patiently)
             .when(|failure| matches!(failure.fault, Fault::Service | Fault::Locked))
             .await
     }
 
-    async fn run_once(&self, command: &Command, feed: &Feed) -> Result<String, Failure> {
+    async fn run_once(
+        &self,
+        command: &Command,
+        events: &EventSink,
+    ) -> Result<String, VBoxManageFailure> {
         let mut last = Vec::new();
         let mut watch = |stream, bytes: &[u8]| {
             if stream == StdStream::Err {
                 last.extend_from_slice(bytes);
                 last.drain(..last.len().saturating_sub(PROGRESS));
                 if let Some(percent) = percent(&last) {
-                    feed.doing(format!("{percent} %"));
+                    events.doing(format!("{percent} %"));
                 }
             }
         };
@@ -170,24 +174,24 @@ impl<'a> Manage<'a> {
             None => command.clone().silence(self.patience.limit(SILENCE)),
         };
         let ran = self.host.run_watched(&command, &mut watch).await;
-        let output = ran.map_err(|error| Failure { fault: Fault::Other, error })?;
+        let output = ran.map_err(|error| VBoxManageFailure { fault: Fault::Other, error })?;
         match fault(&output) {
             None => Ok(parse::without_warnings(&output.text()).to_owned()),
             Some(fault) => Err(self.failure(&command, &output, fault)),
         }
     }
 
-    fn failure(&self, command: &Command, output: &Output, fault: Fault) -> Failure {
+    fn failure(&self, command: &Command, output: &Output, fault: Fault) -> VBoxManageFailure {
         let said = complaints(&output.error_text());
         let first = said.lines().map(message).find(|line| !line.is_empty());
         let program = Utf8Path::new(&command.argv()[0]).file_name().unwrap_or("VBoxManage");
         let what = command.argv().get(1).map_or("", String::as_str);
         let told = crate::event::printable(first.unwrap_or("no reason given"));
         let error = Error::new(remedies::kind(fault), format!("{program} {what}: {told}"))
-            .on(self.host.name())
-            .tried(command.argv().iter().cloned())
+            .on_host(self.host.name())
+            .with_command(command.argv().iter().cloned())
             .tail(said.as_bytes());
-        Failure { fault, error }
+        VBoxManageFailure { fault, error }
     }
 }
 

@@ -3,11 +3,11 @@
 //! The parts that only think (`parse`, `fault`, `settings`, `storage`, `diff`, `former`, `remedies`, `log`)
 //! are pure; `manage` is the one that runs VBoxManage, `machine` and `driver` say when.
 
-mod beyond;
 mod diff;
 mod driver;
 pub mod fault;
-pub mod former;
+mod host_facts;
+mod host_key;
 mod log;
 mod loopback;
 mod machine;
@@ -15,12 +15,12 @@ mod manage;
 pub mod parse;
 mod ports;
 pub mod remedies;
+pub mod saved_settings;
 mod settings;
-#[cfg(test)]
-mod specimen;
 mod start;
 mod storage;
-mod surroundings;
+#[cfg(test)]
+mod test_support;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -30,12 +30,12 @@ mod version;
 
 use camino::Utf8PathBuf;
 
-pub(crate) use beyond::GLOBAL;
 pub use diff::{FREE_PORT, SNAPSHOT_BEFORE};
 pub use driver::VirtualBox;
-pub use former::Former;
+pub(crate) use host_key::GLOBAL;
 pub(crate) use loopback::closes_loopback;
 pub use manage::Installed;
+pub use saved_settings::SavedSettings;
 
 use super::GuestSpec;
 

@@ -28,7 +28,7 @@ pub(crate) async fn free(host: &dyn Host) -> Result<u16> {
     (0..size)
         .map(|step| RANGE.start + (start % size + step) % size)
         .find(|port| !taken.contains(port))
-        .ok_or_else(|| Error::failed("no free TCP port is left").on(host.name()))
+        .ok_or_else(|| Error::failed("no free TCP port is left").on_host(host.name()))
 }
 
 /// Reads /proc/net/tcp and tcp6: of each line the local port, where the state is 0A, LISTEN.

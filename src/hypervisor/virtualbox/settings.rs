@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::version::Spelling;
 use crate::hypervisor::spec::mac;
-use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Origin, Subnet};
+use crate::hypervisor::{Firmware, Forward, GuestSpec, Media, Subnet, VmOrigin};
 use crate::recipe::{Cpus, Mebibytes};
 
 /// A VM's settings as `showvminfo --machinereadable` names them; see [`super::parse::machine_readable`].
@@ -13,18 +13,18 @@ pub(crate) type Settings = BTreeMap<String, String>;
 
 /// One setting, its wanted value, and the arguments after `modifyvm VM` that set it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct WantedSetting {
     pub(crate) setting: String,
     pub(crate) value: String,
     pub(crate) args: Vec<String>,
 }
 
-impl Wanted {
+impl WantedSetting {
     fn new(setting: impl Into<String>, value: impl Into<String>, spelling: Spelling) -> Self {
         let (setting, value) = (setting.into(), value.into());
         let args = arguments(&setting, &value, spelling)
             .expect("only settings that have an option are wanted");
-        Wanted { setting, value, args }
+        WantedSetting { setting, value, args }
     }
 }
 
@@ -107,9 +107,10 @@ pub(crate) fn wanted(
     spec: &GuestSpec,
     actual: Option<&Settings>,
     spelling: Spelling,
-) -> Vec<Wanted> {
+) -> Vec<WantedSetting> {
     let mut wanted = Vec::new();
-    let mut want = |setting: &str, value: &str| wanted.push(Wanted::new(setting, value, spelling));
+    let mut want =
+        |setting: &str, value: &str| wanted.push(WantedSetting::new(setting, value, spelling));
     if let Some(cpus) = spec.cpus.instead_of(number(actual, "cpus").and_then(Cpus::new)) {
         want("cpus", &cpus.to_string());
     }
@@ -124,7 +125,7 @@ pub(crate) fn wanted(
     if let Some(nested) = spec.nested {
         want("nested-hw-virt", if nested { "on" } else { "off" });
     }
-    if let Origin::Made(media) = &spec.origin {
+    if let VmOrigin::Made(media) = &spec.origin {
         want("graphicscontroller", "vmsvga");
         if !matches!(media, Media::Ova(_)) {
             want("vram", "16");
@@ -251,10 +252,10 @@ pub(crate) fn forwarded(settings: &Settings, forward: &Forward) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::super::parse::{machine_readable, without_warnings};
-    use super::super::specimen::{existing, made, spec};
+    use super::super::test_support::{existing, made, spec};
     use super::super::transcript::{printed, transcript};
     use super::*;
-    use crate::recipe::Amount;
+    use crate::recipe::Constraint;
     use semver::Version;
 
     fn spelling() -> Spelling {
@@ -280,7 +281,7 @@ mod tests {
         machine_readable(without_warnings(&printed("odd-vm")))
     }
 
-    fn value<'a>(wanted: &'a [Wanted], setting: &str) -> Option<&'a str> {
+    fn value<'a>(wanted: &'a [WantedSetting], setting: &str) -> Option<&'a str> {
         wanted.iter().find(|one| one.setting == setting).map(|one| one.value.as_str())
     }
 
@@ -327,13 +328,13 @@ mod tests {
             let sizes = wanted.filter(|one| ["cpus", "memory"].contains(&one.setting.as_str()));
             sizes.map(|one| format!("{} {}", one.setting, one.value)).collect()
         };
-        (spec.cpus, spec.memory) = (Amount::Kept, Amount::Kept);
+        (spec.cpus, spec.memory) = (Constraint::Unchanged, Constraint::Unchanged);
         assert!(own(&spec).is_empty());
-        spec.cpus = Amount::AtMost { most: Cpus::ONE };
-        spec.memory = Amount::AtLeast { least: Mebibytes::gib(3) };
+        spec.cpus = Constraint::AtMost { most: Cpus::ONE };
+        spec.memory = Constraint::AtLeast { least: Mebibytes::gib(3) };
         assert_eq!(own(&spec), ["cpus 1", "memory 3072"]);
-        spec.cpus = Amount::AtMost { most: Cpus::new(3).expect("not zero") };
-        spec.memory = Amount::AtLeast { least: Mebibytes::new(512).expect("not zero") };
+        spec.cpus = Constraint::AtMost { most: Cpus::new(3).expect("not zero") };
+        spec.memory = Constraint::AtLeast { least: Mebibytes::new(512).expect("not zero") };
         assert!(own(&spec).is_empty());
     }
 

@@ -4,15 +4,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use semver::Version;
 
 use super::fault::Fault;
-use super::manage::{Failure, Manage};
+use super::host_facts::look;
+use super::manage::{Manage, VBoxManageFailure};
 use super::settings::{self, Rule};
-use super::surroundings::look;
 use super::version::Spelling;
 use super::{log, loopback, machine, ports, remedies, serial_log, storage};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::{Command, Host};
-use crate::hypervisor::{Actual, GuestSpec, Origin, Power};
+use crate::hypervisor::{Actual, GuestSpec, Power, VmOrigin};
 
 /// How many lines of VBox.log are looked at: what tells of an end stands near the end.
 const LOG_LINES: &str = "4000";
@@ -35,7 +35,7 @@ pub(crate) fn commands(
 ) -> Vec<Command> {
     let manage = |args: &[&str]| Command::new(program.as_str()).args(args.iter().copied());
     let mut commands = Vec::new();
-    if let (Origin::Made(_), storage::Act::Program(argv)) =
+    if let (VmOrigin::Made(_), storage::Invocation::Program(argv)) =
         (&spec.origin, storage::remove(&serial_log(spec)))
     {
         commands.push(Command::from_argv(argv));
@@ -61,7 +61,7 @@ pub(crate) async fn start(
     manage: &Manage<'_>,
     spec: &GuestSpec,
     actual: &Actual,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
     let installed = manage.installed();
     let commands = if actual.power == Power::Off {
@@ -72,20 +72,20 @@ pub(crate) async fn start(
         vec![resume(&installed.program, spec, &actual.id)]
     };
     for command in commands {
-        if let Err(failure) = manage.run_command(&command, feed).await {
+        if let Err(failure) = manage.run_command(&command, events).await {
             return Err(explain(manage, actual, failure).await);
         }
     }
     // Success is not believed: the VM's own state says whether it runs.
     if machine::is_running(manage, &actual.id).await? {
-        tell_lost_nesting(manage, spec, actual, feed).await;
-        tell_open_loopback(manage, spec, actual, feed).await?;
+        tell_lost_nesting(manage, spec, actual, events).await;
+        tell_open_loopback(manage, spec, actual, events).await?;
         return Ok(());
     }
     match machine::show(manage, &actual.id).await? {
         Some(now) => Err(why_down(manage, spec, &now).await.unwrap_or_else(|| {
             Error::failed(format!("{} was started and is off again", spec.vm))
-                .on(manage.host().name())
+                .on_host(manage.host().name())
         })),
         None => Err(Error::failed(format!("{} disappeared as it was started", spec.vm))),
     }
@@ -114,7 +114,7 @@ async fn keep_ports_free(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actual)
 }
 
 /// Returns the error for a VM that did not start, with what its log and its host tell about the cause.
-async fn explain(manage: &Manage<'_>, actual: &Actual, failure: Failure) -> Error {
+async fn explain(manage: &Manage<'_>, actual: &Actual, failure: VBoxManageFailure) -> Error {
     let host = manage.host();
     let logs = logs(host, actual).await;
     let Ok(mut found) = look(host).await else { return failure.error };
@@ -151,7 +151,7 @@ pub(crate) async fn why_down(
         None if crashed => format!("VirtualBox gave up on {} (Guru Meditation)", spec.vm),
         None => format!("the process that ran {} has ended", spec.vm),
     };
-    let mut error = Error::new(Kind::Failed, what).on(manage.host().name());
+    let mut error = Error::new(Kind::Failed, what).on_host(manage.host().name());
     let telling = log::telling(&logs).join("\n");
     if !telling.is_empty() {
         error = error.tail(telling.as_bytes());
@@ -166,10 +166,15 @@ pub(crate) async fn why_down(
 }
 
 /// Says so when the VM runs, but without the nested virtualization that its settings have.
-async fn tell_lost_nesting(manage: &Manage<'_>, spec: &GuestSpec, actual: &Actual, feed: &Feed) {
+async fn tell_lost_nesting(
+    manage: &Manage<'_>,
+    spec: &GuestSpec,
+    actual: &Actual,
+    events: &EventSink,
+) {
     if spec.nests() && log::lost_nesting(&logs(manage.host(), actual).await) {
         let hints = remedies::nested_flag_absent();
-        feed.notice(Level::Warning, format!("{} runs without svm or vmx: {}", spec.vm, hints[0]));
+        events.notice(Level::Warning, format!("{} runs without svm or vmx: {}", spec.vm, hints[0]));
     }
 }
 
@@ -178,14 +183,14 @@ async fn tell_open_loopback(
     manage: &Manage<'_>,
     spec: &GuestSpec,
     actual: &Actual,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<()> {
-    if spec.reach_host || matches!(spec.origin, Origin::Existing { .. }) {
+    if spec.reach_host || matches!(spec.origin, VmOrigin::Existing { .. }) {
         return Ok(());
     }
     let Some(now) = machine::show(manage, &actual.id).await? else { return Ok(()) };
     if let Some(why) = loopback::open(&manage.installed().version, &now.settings) {
-        feed.notice(
+        events.notice(
             Level::Warning,
             format!("{} reaches services on its host's loopback: {why}", spec.vm),
         );

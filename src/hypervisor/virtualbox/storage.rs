@@ -3,7 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::settings::Settings;
-use crate::hypervisor::{GuestSpec, Media, Origin};
+use crate::hypervisor::{GuestSpec, Media, VmOrigin};
 
 /// The controller that nestlab adds.
 pub(crate) const CONTROLLER: &str = "SATA";
@@ -96,24 +96,24 @@ fn kind(disk: &Utf8Path) -> DiskKind {
 
 /// A command by its words; the first says whether VBoxManage runs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum Invocation {
     /// VBoxManage with these arguments.
     Manage(Vec<String>),
     /// Another program of the host.
     Program(Vec<String>),
 }
 
-fn manage<const N: usize>(args: [&str; N]) -> Act {
-    Act::Manage(args.map(str::to_owned).to_vec())
+fn manage<const N: usize>(args: [&str; N]) -> Invocation {
+    Invocation::Manage(args.map(str::to_owned).to_vec())
 }
 
 /// Returns what removes files and folders of nestlab's own, there or not.
-pub(crate) fn remove(path: &Utf8Path) -> Act {
-    Act::Program(["rm", "-rf", "--", path.as_str()].map(str::to_owned).to_vec())
+pub(crate) fn remove(path: &Utf8Path) -> Invocation {
+    Invocation::Program(["rm", "-rf", "--", path.as_str()].map(str::to_owned).to_vec())
 }
 
 /// Returns what makes the file that is attached as the guest's disk.
-pub(crate) fn make_disk(spec: &GuestSpec, given: &Utf8Path) -> Vec<Act> {
+pub(crate) fn make_disk(spec: &GuestSpec, given: &Utf8Path) -> Vec<Invocation> {
     let file = disk_file(spec, given);
     match kind(given) {
         DiskKind::Native => Vec::new(),
@@ -128,12 +128,12 @@ pub(crate) fn make_disk(spec: &GuestSpec, given: &Utf8Path) -> Vec<Act> {
 }
 
 /// Returns what makes a VDI from a raw image; what an interrupted conversion left is in its way.
-pub(crate) fn from_raw(raw: &Utf8Path, vdi: &Utf8Path) -> Vec<Act> {
+pub(crate) fn from_raw(raw: &Utf8Path, vdi: &Utf8Path) -> Vec<Invocation> {
     vec![remove(vdi), manage(["convertfromraw", raw.as_str(), vdi.as_str(), "--format", "VDI"])]
 }
 
 /// Returns what adds nestlab's SATA controller to `vm`.
-pub(crate) fn add_controller(vm: &str) -> Act {
+pub(crate) fn add_controller(vm: &str) -> Invocation {
     manage([
         "storagectl",
         vm,
@@ -151,24 +151,24 @@ pub(crate) fn add_controller(vm: &str) -> Act {
 }
 
 /// Returns what gives `controller` of `vm` this many ports.
-pub(crate) fn set_ports(vm: &str, controller: &str, ports: u32) -> Act {
+pub(crate) fn set_ports(vm: &str, controller: &str, ports: u32) -> Invocation {
     manage(["storagectl", vm, "--name", controller, "--portcount", &ports.to_string()])
 }
 
 /// Returns what attaches the guest's disk. It gets a UUID of its own: two guests' disks may be copies of
 /// one image, and VirtualBox refuses to know two media of one UUID.
-pub(crate) fn attach_disk(vm: &str, slot: &Slot, file: &Utf8Path) -> Act {
+pub(crate) fn attach_disk(vm: &str, slot: &Slot, file: &Utf8Path) -> Invocation {
     attach(vm, slot, "hdd", file, ["--setuuid", ""])
 }
 
 /// Returns what attaches the seed. It is written through: snapshots leave it, and its path, alone.
 /// VirtualBox has no read-only hard disks; the file is this VM's own copy.
-pub(crate) fn attach_seed(vm: &str, slot: &Slot, file: &Utf8Path) -> Act {
+pub(crate) fn attach_seed(vm: &str, slot: &Slot, file: &Utf8Path) -> Invocation {
     attach(vm, slot, "hdd", file, ["--mtype", "writethrough"])
 }
 
 /// Returns what puts an ISO into the drive at `slot`.
-pub(crate) fn attach_iso(vm: &str, slot: &Slot, iso: &Utf8Path) -> Act {
+pub(crate) fn attach_iso(vm: &str, slot: &Slot, iso: &Utf8Path) -> Invocation {
     attach(vm, slot, "dvddrive", iso, [])
 }
 
@@ -178,17 +178,17 @@ fn attach<const N: usize>(
     kind: &str,
     medium: &Utf8Path,
     options: [&str; N],
-) -> Act {
+) -> Invocation {
     let port = slot.port.to_string();
     let place = ["--storagectl", &slot.controller, "--port", &port, "--device", "0"];
     let what = ["--type", kind, "--medium", medium.as_str()];
     let words = ["storageattach", vm].into_iter().chain(place).chain(what).chain(options);
-    Act::Manage(words.map(str::to_owned).collect())
+    Invocation::Manage(words.map(str::to_owned).collect())
 }
 
 /// Returns what grows the disk in `file`. By its path: VirtualBox does not find a medium by a UUID that it
 /// was given while it was attached.
-pub(crate) fn grow(file: &str, mib: u64) -> Act {
+pub(crate) fn grow(file: &str, mib: u64) -> Invocation {
     manage(["modifymedium", "disk", file, "--resize", &mib.to_string()])
 }
 
@@ -209,7 +209,7 @@ pub(crate) fn free_seed_slot(
     settings: &Settings,
 ) -> Slot {
     let slot = |port| Slot { controller: controller.name.clone(), port };
-    if !matches!(spec.origin, Origin::Made(Media::Ova(_))) {
+    if !matches!(spec.origin, VmOrigin::Made(Media::Ova(_))) {
         return slot(1);
     }
     let used = |port: &u32| medium(settings, &slot(*port)).is_some();
@@ -232,7 +232,7 @@ pub(crate) fn free_seed_slot(
 #[cfg(test)]
 mod tests {
     use super::super::parse::{machine_readable, without_warnings};
-    use super::super::specimen::{made, spec};
+    use super::super::test_support::{made, spec};
     use super::super::transcript::printed;
     use super::*;
 
@@ -272,8 +272,8 @@ mod tests {
         let spec = spec();
         let first_word = |path: &str| {
             make_disk(&spec, path.into()).iter().find_map(|act| match act {
-                Act::Manage(words) => Some(words[0].clone()),
-                Act::Program(_) => None,
+                Invocation::Manage(words) => Some(words[0].clone()),
+                Invocation::Program(_) => None,
             })
         };
         assert_eq!(first_word("/d/a.vdi"), None);

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use super::specimen::{existing, probe, spec};
+use super::test_support::{existing, probe, spec};
 use super::transcript::printed;
 use super::*;
 use crate::Kind;
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::host::scripted::Scripted;
 use crate::hypervisor::{Hypervisor, Stop};
 
@@ -94,7 +94,7 @@ async fn a_vm_that_is_off_is_started_without_a_window_and_seen_to_run() {
         .running(true)
         .shown("running");
     let driver = VirtualBox::new();
-    driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
+    driver.start(&host, &spec(), &probe(), &EventSink::silent()).await.unwrap();
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn a_port_that_was_taken_meanwhile_is_moved_before_the_start() {
         .running(true)
         .shown("running");
     let driver = VirtualBox::new();
-    driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
+    driver.start(&host, &spec(), &probe(), &EventSink::silent()).await.unwrap();
     let moved = host.seen().iter().any(|command| {
         command.argv().last().is_some_and(|rule| {
             rule.starts_with("nestlab-ssh,tcp,127.0.0.1,") && !rule.contains(",20022,")
@@ -140,7 +140,7 @@ async fn kvm_in_the_way_is_answered_with_the_remedy_of_this_kernel() {
         .expect_with(["sh", "-c"])
         .prints("system Linux\nkernel 6.12.38-amd64\ndriver present\nflags : svm\nkvm kvm_amd\n");
     let driver = VirtualBox::new();
-    let error = driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap_err();
+    let error = driver.start(&host, &spec(), &probe(), &EventSink::silent()).await.unwrap_err();
     assert_eq!(error.kind(), Kind::HostCannot);
     assert!(error.report().contains("kvm.enable_virt_at_load=0"), "{error:?}");
     assert!(error.report().contains("VERR_SVM_IN_USE"), "{error:?}");
@@ -160,7 +160,7 @@ async fn a_vm_that_ends_at_once_is_not_taken_for_started() {
         .expect(LOGS)
         .prints("00:00:01.5 Power up failed (vrc=VERR_NO_MEMORY, hrc=NS_ERROR_FAILURE)\n");
     let driver = VirtualBox::new();
-    let error = driver.start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap_err();
+    let error = driver.start(&host, &spec(), &probe(), &EventSink::silent()).await.unwrap_err();
     assert!(error.message().contains("has ended"), "{error:?}");
     assert!(error.report().contains("VERR_NO_MEMORY"), "{error:?}");
 }
@@ -198,7 +198,7 @@ async fn a_guest_that_ignores_its_power_button_loses_its_power() {
         .running(false)
         .shown("poweroff");
     let how = Stop::Graceful(Duration::from_millis(1));
-    VirtualBox::new().stop(&host, &spec(), how, &Feed::silent()).await.unwrap();
+    VirtualBox::new().stop(&host, &spec(), how, &EventSink::silent()).await.unwrap();
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn a_vm_of_the_users_is_asked_to_shut_down_and_never_cut_off() {
         .running(true)
         .running(true);
     let (spec, how) = (existing("nestlab-demo-l2"), Stop::Graceful(Duration::from_millis(1)));
-    let error = VirtualBox::new().stop(&host, &spec, how, &Feed::silent()).await.unwrap_err();
+    let error = VirtualBox::new().stop(&host, &spec, how, &EventSink::silent()).await.unwrap_err();
     assert!(error.message().contains("still on"), "{error:?}");
     let seen = host.seen();
     assert!(!seen.iter().any(|command| command.argv().contains(&"poweroff".to_owned())));
@@ -232,7 +232,7 @@ async fn a_vm_that_vanishes_while_it_is_changed_is_not_made_again() {
         .prints("")
         .expect(vbox(&["list", "vms"]))
         .prints(format!("\"<inaccessible>\" {{{UUID}}}\n"));
-    let changed = VirtualBox::new().change(&host, &spec(), &[change], &Feed::silent()).await;
+    let changed = VirtualBox::new().change(&host, &spec(), &[change], &EventSink::silent()).await;
     let error = changed.unwrap_err();
     assert!(error.message().contains("does not list"), "{error:?}");
     assert!(!host.seen().iter().any(|command| command.argv()[0] == "rm"));
@@ -248,7 +248,7 @@ async fn a_guest_that_shuts_down_keeps_its_power_until_it_has() {
         .running(false)
         .shown("poweroff");
     let how = Stop::Graceful(Duration::from_secs(60));
-    VirtualBox::new().stop(&host, &spec(), how, &Feed::silent()).await.unwrap();
+    VirtualBox::new().stop(&host, &spec(), how, &EventSink::silent()).await.unwrap();
 }
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn a_crashed_vm_is_powered_off_and_started_anew() {
         .prints("")
         .running(true)
         .shown("running");
-    VirtualBox::new().start(&host, &spec(), &probe(), &Feed::silent()).await.unwrap();
+    VirtualBox::new().start(&host, &spec(), &probe(), &EventSink::silent()).await.unwrap();
 }
 
 #[tokio::test]
@@ -281,7 +281,7 @@ async fn a_saved_session_is_never_lost_for_a_setting() {
         settings: [("cpus".to_owned(), "4".to_owned())].into(),
     };
     let changes = driver.changes(&spec, Some(&actual), &probe());
-    let error = driver.change(&host, &spec, &changes, &Feed::silent()).await.unwrap_err();
+    let error = driver.change(&host, &spec, &changes, &EventSink::silent()).await.unwrap_err();
     assert!(error.message().contains("is saved"), "{error:?}");
     assert!(error.report().contains("discardstate"), "{error:?}");
 }

@@ -8,14 +8,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::File;
 use jiff::Timestamp;
 
-use super::bootstrap::{self, BuildRecord, Depth, Packages};
+use super::bootstrap::{self, BuildRecord, InstallMode, Packages};
+use super::context::{BuildContext, Need};
 use super::cpio::Initrd;
 use super::libraries;
 use super::mirror::Mirror;
 use super::modules::Kernel;
 use super::ova;
-use super::tree::Tree;
-use super::workshop::{Need, Workshop};
+use super::tar_index::TarIndex;
 use crate::error::{Error, Kind, Result};
 use crate::host::Command;
 use crate::image::format::ImageFormat;
@@ -35,7 +35,7 @@ const MODULES: &[&str] = &[
     "sr_mod",
     "virtio_blk",
     "virtio_scsi",
-    // Network cards.
+    // SeedNetwork cards.
     "e1000",
     "e1000e",
     "pcnet32",
@@ -99,7 +99,10 @@ pub(super) fn texts() -> impl Iterator<Item = &'static str> {
 
 impl Appliance<'_> {
     /// Builds it; returns the file in the workshop, and what it was built from.
-    pub(super) async fn build(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
+    pub(super) async fn build(
+        &self,
+        shop: &BuildContext<'_>,
+    ) -> Result<(Utf8PathBuf, BuildRecord)> {
         self.check()?;
         shop.require(&self.needs(shop.host.is_root())).await?;
         let names = PACKAGES.map(str::to_owned);
@@ -110,13 +113,13 @@ impl Appliance<'_> {
             names: &names,
             debs: &[],
             allow_stale: self.table.allow_stale.is_some(),
-            depth: Depth::Unpacked,
+            depth: InstallMode::Unpacked,
             options: &[],
         };
         let date = packages.release_date(shop).await?;
         let (tree, record) = packages.bootstrap(shop, date, "tree.tar").await?;
 
-        shop.feed.doing("making the initial RAM file system");
+        shop.events.doing("making the initial RAM file system");
         let disc = shop.path("disc");
         let wanted: Vec<String> = MODULES
             .iter()
@@ -169,7 +172,7 @@ impl Appliance<'_> {
     /// Makes the ISO image; `SOURCE_DATE_EPOCH` dates the volume, an option the files.
     async fn disc(
         &self,
-        shop: &Workshop<'_>,
+        shop: &BuildContext<'_>,
         folder: &Utf8Path,
         date: Timestamp,
     ) -> Result<Utf8PathBuf> {
@@ -188,7 +191,7 @@ impl Appliance<'_> {
 
     async fn wrapped(
         &self,
-        shop: &Workshop<'_>,
+        shop: &BuildContext<'_>,
         iso: Utf8PathBuf,
         date: Timestamp,
     ) -> Result<Utf8PathBuf> {
@@ -215,7 +218,7 @@ impl Appliance<'_> {
 }
 
 /// Lays out the disc's files in `folder`.
-fn lay_out(tree: &Tree, modules: &[String], date: Timestamp, folder: &Utf8Path) -> Result<()> {
+fn lay_out(tree: &TarIndex, modules: &[String], date: Timestamp, folder: &Utf8Path) -> Result<()> {
     let kernel = Kernel::find(tree)?;
     let isolinux = folder.join("isolinux");
     fs_err::create_dir_all(&isolinux)?;
@@ -235,7 +238,7 @@ fn lay_out(tree: &Tree, modules: &[String], date: Timestamp, folder: &Utf8Path) 
 }
 
 /// Returns the appliance's whole user land.
-fn initrd(tree: &Tree, kernel: &Kernel<'_>, modules: &[String]) -> Result<Initrd> {
+fn initrd(tree: &TarIndex, kernel: &Kernel<'_>, modules: &[String]) -> Result<Initrd> {
     let mut initrd = Initrd::default();
     for (link, to) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib")] {
         initrd.link(link, to);

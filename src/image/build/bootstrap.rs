@@ -7,9 +7,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::context::{BuildContext, Need};
 use super::mirror::Mirror;
-use super::tree::Tree;
-use super::workshop::{Need, Workshop};
+use super::tar_index::TarIndex;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Command, Output};
 
@@ -37,7 +37,7 @@ pub struct BuildRecord {
 
 /// How far packages are installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
+pub(super) enum InstallMode {
     /// Unpacked, with what they depend on; nothing of them is run.
     Unpacked,
     /// Installed into a minimal system.
@@ -54,7 +54,7 @@ pub(super) struct Packages<'a> {
     pub(super) debs: &'a [Utf8PathBuf],
     /// Take a release whose validity is over; its signature counts as before.
     pub(super) allow_stale: bool,
-    pub(super) depth: Depth,
+    pub(super) depth: InstallMode,
     /// Further options, such as hooks.
     pub(super) options: &'a [&'a str],
 }
@@ -63,8 +63,8 @@ impl Packages<'_> {
     /// Returns when the suite was published, as the mirror says; not verified yet.
     ///
     /// It is asked for beforehand because every file that the build makes is dated so.
-    pub(super) async fn release_date(&self, shop: &Workshop<'_>) -> Result<Timestamp> {
-        shop.feed.doing(format!("looking for {} on the Debian mirror", self.suite));
+    pub(super) async fn release_date(&self, shop: &BuildContext<'_>) -> Result<Timestamp> {
+        shop.events.doing(format!("looking for {} on the Debian mirror", self.suite));
         let path = shop.path("InRelease");
         let url = format!("{}/dists/{}/InRelease", self.mirror.archive(), self.suite);
         let command = Command::new(APT_HELPER).args(["download-file", url.as_str(), path.as_str()]);
@@ -74,7 +74,7 @@ impl Packages<'_> {
                 .error(&command)
                 .context(format!("{} cannot be read from {}", self.suite, self.mirror))
                 .with_kind(Kind::Network)
-                .on(shop.host.name()));
+                .on_host(shop.host.name()));
         }
         date_of(&String::from_utf8_lossy(&fs_err::read(&path)?), self.suite)
     }
@@ -82,17 +82,17 @@ impl Packages<'_> {
     /// Makes the tree as the tar archive `name` in the workshop, everything in it dated `date` or earlier.
     pub(super) async fn bootstrap(
         &self,
-        shop: &Workshop<'_>,
+        shop: &BuildContext<'_>,
         date: Timestamp,
         name: &str,
-    ) -> Result<(Tree, BuildRecord)> {
+    ) -> Result<(TarIndex, BuildRecord)> {
         let target = shop.path(name);
         let command = self.command(shop, date, &target);
         let output = shop.run(command.clone()).await?;
         if !output.exit.success() {
-            return Err(explained(output, &command).on(shop.host.name()));
+            return Err(explained(output, &command).on_host(shop.host.name()));
         }
-        let tree = shop.blocking(move || Tree::open(&target)).await?;
+        let tree = shop.blocking(move || TarIndex::open(&target)).await?;
         let record = self.record(&tree)?;
         if record.release_date != date {
             return Err(Error::new(
@@ -104,11 +104,11 @@ impl Packages<'_> {
         Ok((tree, record))
     }
 
-    fn command(&self, shop: &Workshop<'_>, date: Timestamp, target: &Utf8Path) -> Command {
+    fn command(&self, shop: &BuildContext<'_>, date: Timestamp, target: &Utf8Path) -> Command {
         let (variant, stale) = (
             match self.depth {
-                Depth::Unpacked => "extract",
-                Depth::Installed => "minbase",
+                InstallMode::Unpacked => "extract",
+                InstallMode::Installed => "minbase",
             },
             self.allow_stale.then_some("--aptopt=Acquire::Check-Valid-Until \"false\""),
         );
@@ -156,13 +156,13 @@ impl Packages<'_> {
         lines
     }
 
-    fn record(&self, tree: &Tree) -> Result<BuildRecord> {
+    fn record(&self, tree: &TarIndex) -> Result<BuildRecord> {
         let packages = match self.depth {
-            Depth::Unpacked => tree
+            InstallMode::Unpacked => tree
                 .under("var/cache/apt/archives")
                 .filter_map(|path| package_of_file(path.rsplit('/').next()?))
                 .collect(),
-            Depth::Installed => {
+            InstallMode::Installed => {
                 installed(&String::from_utf8_lossy(&tree.read("var/lib/dpkg/status")?))
             }
         };
@@ -208,7 +208,7 @@ fn installed(status: &str) -> BTreeMap<String, String> {
                 stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
             };
             (field("Status")? == "install ok installed")
-                .then(|| Some((field("Package")?.to_owned(), field("Version")?.to_owned())))?
+                .then(|| Some((field("Package")?.to_owned(), field("ImageVersion")?.to_owned())))?
         })
         .collect()
 }
@@ -278,9 +278,10 @@ mod tests {
 
     #[test]
     fn a_release_date_is_read_as_debian_writes_it() {
-        let date = date_of("Origin: Debian\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n", "sid").unwrap();
+        let date = date_of("ManifestOrigin: Debian\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n", "sid")
+            .unwrap();
         assert_eq!(date.to_string(), "2026-10-30T08:08:01Z");
-        assert_eq!(date_of("Origin: Debian\n", "sid").unwrap_err().kind(), Kind::Network);
+        assert_eq!(date_of("ManifestOrigin: Debian\n", "sid").unwrap_err().kind(), Kind::Network);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// A file in the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Entry {
+enum CpioEntry {
     Folder { mode: u32 },
     File { mode: u32, contents: Vec<u8> },
     Link { to: String },
@@ -15,22 +15,22 @@ enum Entry {
 
 /// The files of an initial RAM file system. Paths are absolute ones there, without a leading slash.
 #[derive(Debug, Default)]
-pub(super) struct Initrd(BTreeMap<String, Entry>);
+pub(super) struct Initrd(BTreeMap<String, CpioEntry>);
 
 impl Initrd {
     /// Adds a file with the permission bits `mode`.
     pub(super) fn file(&mut self, path: &str, mode: u32, contents: impl Into<Vec<u8>>) {
-        self.insert(path, Entry::File { mode, contents: contents.into() });
+        self.insert(path, CpioEntry::File { mode, contents: contents.into() });
     }
 
     /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &str, to: &str) {
-        self.insert(path, Entry::Link { to: to.to_owned() });
+        self.insert(path, CpioEntry::Link { to: to.to_owned() });
     }
 
     /// Adds a folder with the permission bits `mode`.
     pub(super) fn folder(&mut self, path: &str, mode: u32) {
-        self.insert(path, Entry::Folder { mode });
+        self.insert(path, CpioEntry::Folder { mode });
     }
 
     /// Returns whether something is there.
@@ -38,9 +38,9 @@ impl Initrd {
         self.0.contains_key(path)
     }
 
-    fn insert(&mut self, path: &str, entry: Entry) {
+    fn insert(&mut self, path: &str, entry: CpioEntry) {
         for (at, _) in path.match_indices('/') {
-            self.0.entry(path[..at].to_owned()).or_insert(Entry::Folder { mode: 0o755 });
+            self.0.entry(path[..at].to_owned()).or_insert(CpioEntry::Folder { mode: 0o755 });
         }
         self.0.insert(path.to_owned(), entry);
     }
@@ -49,16 +49,16 @@ impl Initrd {
     pub(super) fn compressed(&self, epoch: u32) -> Result<Vec<u8>> {
         // The kernel's zstd takes windows up to 8 MiB (lib/decompress_unzstd.c), which is level 19's.
         zstd::bulk::compress(&self.archive(epoch), 19)
-            .map_err(|error| Error::internal("zstd failed").because(error))
+            .map_err(|error| Error::internal("zstd failed").with_source(error))
     }
 
     fn archive(&self, epoch: u32) -> Vec<u8> {
         let mut out = Vec::new();
         for ((path, entry), inode) in self.0.iter().zip(1..) {
             let (mode, contents): (u32, &[u8]) = match entry {
-                Entry::Folder { mode } => (0o040_000 | mode, &[]),
-                Entry::File { mode, contents } => (0o100_000 | mode, contents),
-                Entry::Link { to } => (0o120_777, to.as_bytes()),
+                CpioEntry::Folder { mode } => (0o040_000 | mode, &[]),
+                CpioEntry::File { mode, contents } => (0o100_000 | mode, contents),
+                CpioEntry::Link { to } => (0o120_777, to.as_bytes()),
             };
             append(&mut out, path, inode, mode, epoch, contents);
         }

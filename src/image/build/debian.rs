@@ -9,13 +9,13 @@ use fs_err::File;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::bootstrap::{self, BuildRecord, Depth, Packages};
+use super::bootstrap::{self, BuildRecord, InstallMode, Packages};
+use super::context::{BuildContext, Need};
 use super::grub::{self, Grub};
 use super::mirror::Mirror;
 use super::partitions;
 use super::rootfs::{self, RootFs};
-use super::tree::Tree;
-use super::workshop::{Need, Workshop};
+use super::tar_index::TarIndex;
 use crate::error::{Error, Kind, Result};
 use crate::host::Command;
 use crate::image::digest::Sha256;
@@ -138,22 +138,25 @@ pub(super) struct Debian<'a> {
 
 impl Debian<'_> {
     /// Builds it; returns the file in the workshop, and what it was built from.
-    pub(super) async fn build(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
+    pub(super) async fn build(
+        &self,
+        shop: &BuildContext<'_>,
+    ) -> Result<(Utf8PathBuf, BuildRecord)> {
         self.check()?;
         shop.require(&needs(shop.host.is_root())).await?;
         let mut names: Vec<String> = PACKAGES.iter().map(|name| (*name).to_owned()).collect();
         names.extend(self.table.packages.iter().cloned());
-        let system = self.packages(&names, Depth::Installed);
+        let system = self.packages(&names, InstallMode::Installed);
         let date = system.release_date(shop).await?;
         let config = LOADER_CONFIG.replace("{root}", &self.id(ROOT).to_string());
         let names = grub::PACKAGES.map(str::to_owned);
-        let loader = self.packages(&names, Depth::Unpacked);
+        let loader = self.packages(&names, InstallMode::Unpacked);
         let (grub, (tree, record)) = tokio::try_join!(
             Grub::unpack(&loader, shop, date, &config),
             system.bootstrap(shop, date, "tree.tar")
         )?;
 
-        shop.feed.doing("making the disk");
+        shop.events.doing("making the disk");
         let raw = self.disk(shop, &tree, &grub, &config, date).await?;
         let file = self.wrapped(shop, raw).await?;
         Ok((file, record))
@@ -172,10 +175,10 @@ impl Debian<'_> {
         Ok(())
     }
 
-    fn packages<'p>(&'p self, names: &'p [String], depth: Depth) -> Packages<'p> {
+    fn packages<'p>(&'p self, names: &'p [String], depth: InstallMode) -> Packages<'p> {
         let (debs, options) = match depth {
-            Depth::Installed => (&self.table.debs[..], OPTIONS),
-            Depth::Unpacked => (&[][..], &[][..]),
+            InstallMode::Installed => (&self.table.debs[..], OPTIONS),
+            InstallMode::Unpacked => (&[][..], &[][..]),
         };
         Packages {
             mirror: self.mirror,
@@ -197,8 +200,8 @@ impl Debian<'_> {
     /// Makes the raw disk.
     async fn disk(
         &self,
-        shop: &Workshop<'_>,
-        tree: &Tree,
+        shop: &BuildContext<'_>,
+        tree: &TarIndex,
         grub: &Grub,
         config: &str,
         date: Timestamp,
@@ -217,11 +220,11 @@ impl Debian<'_> {
         Ok(disk)
     }
 
-    async fn wrapped(&self, shop: &Workshop<'_>, raw: Utf8PathBuf) -> Result<Utf8PathBuf> {
+    async fn wrapped(&self, shop: &BuildContext<'_>, raw: Utf8PathBuf) -> Result<Utf8PathBuf> {
         if self.format == ImageFormat::Raw {
             return Ok(raw);
         }
-        shop.feed.doing("compressing the disk");
+        shop.events.doing("compressing the disk");
         let disk = shop.path("disk.qcow2");
         // One coroutine and no writing out of order: the same disk gives the same file.
         let command = Command::new("qemu-img")

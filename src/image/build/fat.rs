@@ -25,7 +25,8 @@ impl Volume<'_> {
     pub(super) fn with_files(&self, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.size];
         self.fill(&mut bytes, files).map_err(|error| {
-            Error::failed(format!("the FAT volume {} cannot be written", self.label)).because(error)
+            Error::failed(format!("the FAT volume {} cannot be written", self.label))
+                .with_source(error)
         })?;
         Ok(bytes)
     }

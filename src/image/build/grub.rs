@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 
 use super::bootstrap::Packages;
-use super::workshop::Workshop;
+use super::context::BuildContext;
 use crate::error::{Error, Result};
 
 /// Where it comes from.
@@ -55,7 +55,7 @@ impl Grub {
     /// quote.
     pub(super) async fn unpack(
         packages: &Packages<'_>,
-        shop: &Workshop<'_>,
+        shop: &BuildContext<'_>,
         date: Timestamp,
         config: &str,
     ) -> Result<Self> {

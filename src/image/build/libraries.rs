@@ -2,7 +2,7 @@
 
 use super::cpio::Initrd;
 use super::elf::Elf;
-use super::tree::Tree;
+use super::tar_index::TarIndex;
 use crate::error::{Error, Result};
 
 /// Where Debian has libraries, and where its dynamic linker looks for them.
@@ -12,7 +12,7 @@ const FOLDERS: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib"];
 ///
 /// # Errors
 /// [`Kind::Failed`](crate::Kind) if it, or a library that it names, is in no package.
-pub(super) fn install(tree: &Tree, path: &str, initrd: &mut Initrd) -> Result<()> {
+pub(super) fn install(tree: &TarIndex, path: &str, initrd: &mut Initrd) -> Result<()> {
     let mut open = vec![(path.to_owned(), path.to_owned())];
     while let Some((from, to)) = open.pop() {
         if initrd.contains(&to) {
@@ -36,7 +36,7 @@ pub(super) fn install(tree: &Tree, path: &str, initrd: &mut Initrd) -> Result<()
     Ok(())
 }
 
-fn library(tree: &Tree, name: &str) -> Result<String> {
+fn library(tree: &TarIndex, name: &str) -> Result<String> {
     FOLDERS
         .iter()
         .map(|folder| format!("{folder}/{name}"))

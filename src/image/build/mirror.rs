@@ -11,7 +11,7 @@ use std::fmt;
 use camino::Utf8Path;
 use url::Url;
 
-use self::sources::Source;
+use self::sources::AptSource;
 use crate::error::{Error, Kind, Result};
 
 /// A Debian mirror over HTTP or HTTPS.
@@ -72,7 +72,11 @@ impl fmt::Display for Mirror {
 
 /// Returns the address of the best of the sources that are `wanted`: one that Debian's own keyring
 /// vouches for before any other, one under `…/debian` before others, then the first.
-fn best(root: &Utf8Path, sources: &[Source], wanted: impl Fn(&Source) -> bool) -> Option<String> {
+fn best(
+    root: &Utf8Path,
+    sources: &[AptSource],
+    wanted: impl Fn(&AptSource) -> bool,
+) -> Option<String> {
     let mut found: Vec<(bool, bool, String)> = sources
         .iter()
         .filter(|source| wanted(source))

@@ -7,6 +7,7 @@
 
 mod appliance;
 mod bootstrap;
+mod context;
 mod cpio;
 mod debian;
 mod elf;
@@ -19,9 +20,8 @@ mod ova;
 mod partitions;
 mod rootfs;
 pub mod seed;
-mod tree;
+mod tar_index;
 mod vmdk;
-mod workshop;
 
 use camino::Utf8PathBuf;
 use sha2::Digest as _;
@@ -31,15 +31,15 @@ pub use bootstrap::BuildRecord;
 pub use mirror::Mirror;
 
 use self::appliance::Appliance;
+use self::context::BuildContext;
 use self::debian::Debian;
-use self::workshop::Workshop;
 use super::digest::Sha256;
 use super::fetch::{Partial, blocking};
 use super::format::ImageFormat;
 use super::manifest::{BuildKind, BuildTable, Manifest};
 use super::store::{Built, Pins, Store, VerifiedImage};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::host::local::Local;
 
 /// Counts the changes to the builders that their texts (see [`inputs`]) do not show.
@@ -70,29 +70,31 @@ pub async fn build(
     manifest: &Manifest,
     store: &Store,
     options: &BuildOptions,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<VerifiedImage> {
-    let job = Job::new(manifest, options)?;
-    if let Some(image) = job.find(store, feed).await? {
+    let job = BuildJob::new(manifest, options)?;
+    if let Some(image) = job.find(store, events).await? {
         return Ok(image);
     }
     store.sweep();
-    let place = Partial::open(store, &job.inputs, feed, cancel).await?;
+    let place = Partial::open(store, &job.inputs, events, cancel).await?;
     // Whoever held the place before may have finished it.
-    if let Some(image) = job.find(store, feed).await? {
+    if let Some(image) = job.find(store, events).await? {
         place.remove()?;
         return Ok(image);
     }
     let folder = place.work_folder()?;
-    let built = job.run(&Workshop { host: &Local::new(), folder: &folder, feed, cancel }).await;
+    let built =
+        job.run(&BuildContext { host: &Local::new(), folder: &folder, events, cancel }).await;
     let image = match built {
         Ok((file, record)) => job.adopt(store, file, record).await,
         Err(error) => Err(error),
     };
     // Whatever came of it: what is in the folder has served its purpose.
     if let Err(error) = place.remove() {
-        feed.notice(Level::Warning, format!("what the build left goes with the next one: {error}"));
+        events
+            .notice(Level::Warning, format!("what the build left goes with the next one: {error}"));
     }
     image
 }
@@ -107,12 +109,12 @@ pub fn find(
     store: &Store,
     options: &BuildOptions,
 ) -> Result<Option<VerifiedImage>> {
-    let job = Job::new(manifest, options)?;
+    let job = BuildJob::new(manifest, options)?;
     store.find_built(manifest.name(), &job.inputs)
 }
 
 /// One image to build.
-struct Job<'a> {
+struct BuildJob<'a> {
     manifest: &'a Manifest,
     table: &'a BuildTable,
     mirror: Mirror,
@@ -121,7 +123,7 @@ struct Job<'a> {
     holder: Option<Utf8PathBuf>,
 }
 
-impl<'a> Job<'a> {
+impl<'a> BuildJob<'a> {
     fn new(manifest: &'a Manifest, options: &BuildOptions) -> Result<Self> {
         let table = manifest.build().ok_or_else(|| {
             Error::new(Kind::Recipe, format!("{} is downloaded, not built", manifest.name()))
@@ -134,18 +136,18 @@ impl<'a> Job<'a> {
         };
         let inputs = inputs(manifest, table, &mirror, format)?;
         let holder = options.holder.clone();
-        Ok(Job { manifest, table, mirror, format, inputs, holder })
+        Ok(BuildJob { manifest, table, mirror, format, inputs, holder })
     }
 
     /// Looks the image up. One that changed after it was built is set aside.
-    async fn find(&self, store: &Store, feed: &Feed) -> Result<Option<VerifiedImage>> {
-        let (store, name, feed) = (store.clone(), self.manifest.name().clone(), feed.clone());
+    async fn find(&self, store: &Store, events: &EventSink) -> Result<Option<VerifiedImage>> {
+        let (store, name, events) = (store.clone(), self.manifest.name().clone(), events.clone());
         let (inputs, holder) = (self.inputs, self.holder.clone());
         let pins = Pins::default();
-        blocking(move || store.find_intact(&name, &inputs, pins, holder.as_deref(), &feed)).await
+        blocking(move || store.find_intact(&name, &inputs, pins, holder.as_deref(), &events)).await
     }
 
-    async fn run(&self, shop: &Workshop<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
+    async fn run(&self, shop: &BuildContext<'_>) -> Result<(Utf8PathBuf, BuildRecord)> {
         match self.table.kind {
             BuildKind::Appliance => {
                 let appliance = Appliance {
@@ -184,7 +186,7 @@ impl<'a> Job<'a> {
                 version: &record.release_date.strftime("%Y%m%d").to_string(),
                 inputs,
                 record: serde_json::to_value(&record)
-                    .map_err(|error| Error::internal("a record has no JSON").because(error))?,
+                    .map_err(|error| Error::internal("a record has no JSON").with_source(error))?,
             };
             store.adopt_built(&name, &built, holder.as_deref())
         };

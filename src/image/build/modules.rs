@@ -6,7 +6,7 @@ use std::io::Read as _;
 
 use super::cpio::Initrd;
 use super::elf::Elf;
-use super::tree::Tree;
+use super::tar_index::TarIndex;
 use crate::error::{Error, Kind, Result};
 
 /// Where a kernel's modules are, in the package and in the appliance.
@@ -14,7 +14,7 @@ const MODULES: &str = "usr/lib/modules";
 
 /// The one kernel in a tree of packages, and its modules.
 pub(super) struct Kernel<'t> {
-    tree: &'t Tree,
+    tree: &'t TarIndex,
     version: &'t str,
     image: &'t str,
     /// The modules' paths by their names.
@@ -27,7 +27,7 @@ impl<'t> Kernel<'t> {
     ///
     /// # Errors
     /// [`Kind::Internal`] if the packages brought none, or more than one.
-    pub(super) fn find(tree: &'t Tree) -> Result<Self> {
+    pub(super) fn find(tree: &'t TarIndex) -> Result<Self> {
         let mut images = tree
             .under("boot")
             .chain(tree.under(MODULES))
@@ -113,10 +113,10 @@ struct Module {
 }
 
 impl Module {
-    fn read(tree: &Tree, path: &str) -> Result<Self> {
+    fn read(tree: &TarIndex, path: &str) -> Result<Self> {
         let damaged = || Error::internal(format!("/{path} is not a kernel module"));
         let packed = tree.read(path)?;
-        let contents = unpacked(path, packed).map_err(|error| damaged().because(error))?;
+        let contents = unpacked(path, packed).map_err(|error| damaged().with_source(error))?;
         let elf = Elf::parse(&contents).ok_or_else(damaged)?;
         let depends = elf.modinfo("depends");
         let needs = depends.iter().flat_map(|names| names.split(','));

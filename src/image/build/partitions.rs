@@ -43,7 +43,7 @@ pub(super) fn make(
     file.set_len(size)?;
 
     let unwritable = |error: Box<dyn std::error::Error + Send + Sync>| {
-        Error::internal("the partition table cannot be written").because(error)
+        Error::internal("the partition table cannot be written").with_source(error)
     };
     let last = u32::try_from(size / SECTOR - 1).unwrap_or(u32::MAX);
     let (code, core) = pc.placed_at(BIOS_BOOT.0 / SECTOR)?;

@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::workshop::{Need, Workshop};
+use super::context::{BuildContext, Need};
 use crate::error::{Error, Result};
 use crate::host::Command;
 
@@ -56,7 +56,7 @@ impl RootFs<'_> {
     /// Fills it with the files of the tar archive `tree`, and over them those of `overlay`.
     pub(super) async fn make(
         &self,
-        shop: &Workshop<'_>,
+        shop: &BuildContext<'_>,
         tree: &Utf8Path,
         overlay: &Utf8Path,
     ) -> Result<()> {
@@ -100,7 +100,7 @@ impl RootFs<'_> {
     }
 
     /// Sets the times of every inode that nothing outside can set.
-    async fn set_dates(&self, shop: &Workshop<'_>) -> Result<()> {
+    async fn set_dates(&self, shop: &BuildContext<'_>) -> Result<()> {
         let device = format!("{}?offset={}", self.disk, self.offset);
         let listed = shop.check(Command::new("dumpe2fs").arg(&device)).await?.text();
         let date = self.date.as_second();

@@ -40,13 +40,13 @@ pub struct Seed {
     pub host_key: Option<PrivateKey>,
     /// Its place in the networks that it shares with guests beside it. Only nestlab's own images take it:
     /// cloud-init would want all of the guest's cards described.
-    pub network: Network,
+    pub network: SeedNetwork,
 }
 
 /// A guest's place in networks that have no DHCP server: what its own cards are called there, and where
 /// its neighbours are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
+pub struct SeedNetwork {
     /// Its cards.
     pub cards: Vec<Card>,
     /// Its neighbours, for `/etc/hosts`.
@@ -73,7 +73,7 @@ pub struct Neighbour {
     pub address: Ipv4Addr,
 }
 
-impl Network {
+impl SeedNetwork {
     /// Returns `MAC ADDRESS/24`, a card a line.
     fn cards(&self) -> String {
         self.cards.iter().map(|card| format!("{} {}/24\n", card.mac, card.address)).collect()
@@ -101,7 +101,7 @@ impl Seed {
     /// # Errors
     /// [`Kind::Internal`] for a host key of another kind than Ed25519, or an encrypted one.
     pub fn volume(&self) -> Result<Vec<u8>> {
-        let host_key = self.host_key.as_ref().map(HostKey::new).transpose()?;
+        let host_key = self.host_key.as_ref().map(SshHostKey::new).transpose()?;
         let authorized = self.authorized_lines()?;
         let instance = self.instance(&authorized, host_key.as_ref());
         let meta_data = json!({
@@ -142,7 +142,7 @@ impl Seed {
     }
 
     /// Returns what cloud-init tells guests apart by: another value makes it configure anew.
-    fn instance(&self, authorized: &[String], host_key: Option<&HostKey>) -> String {
+    fn instance(&self, authorized: &[String], host_key: Option<&SshHostKey>) -> String {
         let mut digest = Sha256::new();
         let public = host_key.map_or("", |key| &key.public);
         for part in [self.hostname.as_str(), public]
@@ -163,7 +163,7 @@ impl Seed {
 pub fn write(path: &Utf8Path, seed: &Seed) -> Result<()> {
     let folder = path.parent().ok_or_else(|| Error::internal(format!("{path} has no folder")))?;
     let unwritable = |error: std::io::Error| {
-        Error::new(Kind::Io, format!("the seed {path} cannot be written")).because(error)
+        Error::new(Kind::Io, format!("the seed {path} cannot be written")).with_source(error)
     };
     // A temporary file is made with mode 0600, and stays so.
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(unwritable)?;
@@ -174,27 +174,27 @@ pub fn write(path: &Utf8Path, seed: &Seed) -> Result<()> {
 }
 
 /// A guest's SSH host key, in the forms that files and cloud-init want.
-struct HostKey {
+struct SshHostKey {
     private: String,
     public: String,
 }
 
-impl HostKey {
+impl SshHostKey {
     fn new(key: &PrivateKey) -> Result<Self> {
         if key.algorithm() != Algorithm::Ed25519 || key.is_encrypted() {
             return Err(Error::internal("a guest's host key is an unencrypted Ed25519 key"));
         }
         let unusable =
-            |error| Error::internal("the host key cannot be written down").because(error);
+            |error| Error::internal("the host key cannot be written down").with_source(error);
         let private = key.to_openssh(LineEnding::LF).map_err(unusable)?;
-        Ok(HostKey { private: private.to_string(), public: openssh_line(key.public_key())? })
+        Ok(SshHostKey { private: private.to_string(), public: openssh_line(key.public_key())? })
     }
 }
 
 fn openssh_line(key: &PublicKey) -> Result<String> {
     let line = key
         .to_openssh()
-        .map_err(|error| Error::internal("a key cannot be written down").because(error))?;
+        .map_err(|error| Error::internal("a key cannot be written down").with_source(error))?;
     // A comment with a line break would be a second key.
     if line.contains(['\n', '\r']) {
         return Err(Error::internal("an SSH key's comment has more than one line"));
@@ -206,7 +206,7 @@ fn openssh_line(key: &PublicKey) -> Result<String> {
 fn user_data(
     hostname: &GuestName,
     authorized: &[String],
-    host_key: Option<&HostKey>,
+    host_key: Option<&SshHostKey>,
 ) -> serde_json::Value {
     let mut config = json!({
         "hostname": hostname,
@@ -243,14 +243,14 @@ mod tests {
             hostname: "l2".parse().unwrap(),
             authorized_keys: vec![ed25519("one").public_key().clone(), ed25519("").into()],
             host_key: Some(ed25519("l2")),
-            network: Network::default(),
+            network: SeedNetwork::default(),
         }
     }
 
     /// A place in one network, beside a gateway.
-    fn network() -> Network {
+    fn network() -> SeedNetwork {
         let at = |last| Ipv4Addr::new(10, 0, 14, last);
-        Network {
+        SeedNetwork {
             cards: vec![Card {
                 network: "inner".to_owned(),
                 mac: "52:54:00:01:02:03".to_owned(),
@@ -305,9 +305,9 @@ mod tests {
         let volume = one.volume().unwrap();
         assert_eq!(file(&volume, "network"), "52:54:00:01:02:03 10.0.14.2/24\n");
         assert_eq!(file(&volume, "hosts"), "10.0.14.1 gateway\n");
-        let alone = Network { neighbours: Vec::new(), ..network() };
+        let alone = SeedNetwork { neighbours: Vec::new(), ..network() };
         assert_ne!(one.network.file_name(), alone.file_name());
-        assert_eq!(Network::default().file_name(), "seed.img");
+        assert_eq!(SeedNetwork::default().file_name(), "seed.img");
     }
 
     #[test]

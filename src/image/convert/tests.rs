@@ -70,14 +70,14 @@ async fn a_disk_is_converted_once_to_every_format() {
     let raw = place.raw();
     let image = place.adopt(&raw, "disk.raw", ImageFormat::Raw);
     for format in [DiskFormat::Qcow2, DiskFormat::Vdi, DiskFormat::Vmdk] {
-        let first = disk(&image, format, &Feed::silent()).await.expect("converts");
+        let first = disk(&image, format, &EventSink::silent()).await.expect("converts");
         place.same_disk(&first, format);
         let made = fs_err::metadata(&first).expect("there").modified().expect("a time");
-        let again = disk(&image, format, &Feed::silent()).await.expect("is there");
+        let again = disk(&image, format, &EventSink::silent()).await.expect("is there");
         assert_eq!(first, again);
         assert_eq!(made, fs_err::metadata(&again).expect("there").modified().expect("a time"));
     }
-    let itself = disk(&image, DiskFormat::Raw, &Feed::silent()).await.expect("is there");
+    let itself = disk(&image, DiskFormat::Raw, &EventSink::silent()).await.expect("is there");
     assert_eq!(itself, image.path());
 }
 
@@ -86,9 +86,9 @@ async fn a_derived_disk_that_somebody_wrote_to_is_made_again() {
     let place = Place::new();
     let raw = place.raw();
     let image = place.adopt(&raw, "disk.raw", ImageFormat::Raw);
-    let first = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    let first = disk(&image, DiskFormat::Qcow2, &EventSink::silent()).await.expect("converts");
     fs_err::write(&first, b"QFI\xfb and something else").expect("writes");
-    let again = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    let again = disk(&image, DiskFormat::Qcow2, &EventSink::silent()).await.expect("converts");
     assert_eq!(first, again);
     place.same_disk(&again, DiskFormat::Qcow2);
 }
@@ -110,7 +110,7 @@ async fn the_disk_inside_an_ova_is_converted_without_unpacking_the_ova() {
     assert!(made.success());
     let image = place.adopt(&place.path("demo.ova"), "demo.ova", ImageFormat::Ova);
     for format in [DiskFormat::Qcow2, DiskFormat::Raw, DiskFormat::Vmdk] {
-        let converted = disk(&image, format, &Feed::silent()).await.expect("converts");
+        let converted = disk(&image, format, &EventSink::silent()).await.expect("converts");
         place.same_disk(&converted, format);
     }
 }
@@ -129,9 +129,9 @@ async fn a_libvirt_release_gives_its_qcow2_and_others_from_it() {
     assert!(made.success());
     let packed = place.path("demo.libvirt.xz");
     let image = place.adopt(&packed, "demo.libvirt.xz", ImageFormat::LibvirtTarXz);
-    let qcow2 = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("unpacks");
+    let qcow2 = disk(&image, DiskFormat::Qcow2, &EventSink::silent()).await.expect("unpacks");
     place.same_disk(&qcow2, DiskFormat::Qcow2);
-    let vdi = disk(&image, DiskFormat::Vdi, &Feed::silent()).await.expect("converts");
+    let vdi = disk(&image, DiskFormat::Vdi, &EventSink::silent()).await.expect("converts");
     place.same_disk(&vdi, DiskFormat::Vdi);
 }
 
@@ -140,7 +140,7 @@ async fn a_cd_has_no_disk_and_says_so() {
     let place = Place::new();
     let raw = place.raw();
     let image = place.adopt(&raw, "cd.iso", ImageFormat::Iso);
-    let error = disk(&image, DiskFormat::Raw, &Feed::silent()).await.expect_err("a CD");
+    let error = disk(&image, DiskFormat::Raw, &EventSink::silent()).await.expect_err("a CD");
     assert_eq!(error.kind(), Kind::HostCannot);
 }
 
@@ -152,7 +152,7 @@ async fn what_a_killed_conversion_left_is_gone_after_the_next() {
     let left = image.derived().join("unfinished-by-a-killed-run");
     fs_err::create_dir_all(&left).expect("makes");
     fs_err::write(left.join("disk"), b"gigabytes").expect("writes");
-    let made = disk(&image, DiskFormat::Qcow2, &Feed::silent()).await.expect("converts");
+    let made = disk(&image, DiskFormat::Qcow2, &EventSink::silent()).await.expect("converts");
     let here = image.derived().read_dir_utf8().expect("there");
     let mut here: Vec<_> = here.map(|entry| entry.expect("readable").into_path()).collect();
     here.sort();
@@ -164,7 +164,7 @@ async fn what_fails_leaves_nothing_behind() {
     let place = Place::new();
     fs_err::write(place.path("broken"), b"QFI\xfb and nothing else").expect("writes");
     let image = place.adopt(&place.path("broken"), "broken.qcow2", ImageFormat::Qcow2);
-    disk(&image, DiskFormat::Vdi, &Feed::silent()).await.expect_err("it is no disk");
+    disk(&image, DiskFormat::Vdi, &EventSink::silent()).await.expect_err("it is no disk");
     let left: Vec<_> = image.derived().read_dir_utf8().expect("there").collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -173,9 +173,9 @@ async fn what_fails_leaves_nothing_behind() {
 fn qemu_imgs_progress_is_passed_on() {
     use crate::event::{Event, Progress};
     let (sender, events) = std::sync::mpsc::channel();
-    let feed = Feed::new(move |event| sender.send(event).expect("heard")).for_step("x");
-    progress(b"    (12.34/100%)\r    (50.01/100%)\r", &feed);
-    progress(b"nothing", &feed);
+    let events = EventSink::new(move |event| sender.send(event).expect("heard")).for_step("x");
+    progress(b"    (12.34/100%)\r    (50.01/100%)\r", &events);
+    progress(b"nothing", &events);
     let seen: Vec<Event> = events.try_iter().collect();
     assert!(
         matches!(

@@ -8,7 +8,7 @@ use reqwest::{NoProxy, Proxy, StatusCode};
 use tokio_util::sync::CancellationToken;
 use url::{Host, Url};
 
-use super::download::Trouble;
+use super::download::FetchError;
 use super::{FetchOptions, interrupted};
 use crate::error::{Error, Kind, Result};
 
@@ -52,13 +52,13 @@ impl Client {
             }));
         if let Some(proxy) = &options.proxy {
             let proxy = Proxy::all(proxy.as_str()).map_err(|error| {
-                Error::new(Kind::Recipe, format!("`{proxy}` cannot be a proxy")).because(error)
+                Error::new(Kind::Recipe, format!("`{proxy}` cannot be a proxy")).with_source(error)
             })?;
             builder =
                 builder.proxy(proxy.no_proxy(NoProxy::from_string("localhost,127.0.0.0/8,::1")));
         }
         let http = builder.build().map_err(|error| {
-            Error::new(Kind::HostCannot, "the HTTPS client cannot be set up").because(error)
+            Error::new(Kind::HostCannot, "the HTTPS client cannot be set up").with_source(error)
         })?;
         Ok(Client { http, allow_http, stall: options.stall })
     }
@@ -69,22 +69,22 @@ impl Client {
         url: &str,
         headers: &[(reqwest::header::HeaderName, String)],
         cancel: &CancellationToken,
-    ) -> Result<reqwest::Response, Trouble> {
+    ) -> Result<reqwest::Response, FetchError> {
         let parsed = Url::parse(url).map_err(|error| {
-            Trouble::NextMirror(
-                Error::new(Kind::Recipe, format!("`{url}` is not an address")).because(error),
+            FetchError::NextMirror(
+                Error::new(Kind::Recipe, format!("`{url}` is not an address")).with_source(error),
             )
         })?;
         allowed(&parsed, self.allow_http)
-            .map_err(|why| Trouble::NextMirror(Error::new(Kind::Network, why)))?;
+            .map_err(|why| FetchError::NextMirror(Error::new(Kind::Network, why)))?;
         let mut request = self.http.get(parsed);
         for (name, value) in headers {
             request = request.header(name, value);
         }
         tokio::select! {
-            () = cancel.cancelled() => Err(Trouble::Stop(interrupted())),
+            () = cancel.cancelled() => Err(FetchError::Stop(interrupted())),
             answer = tokio::time::timeout(self.stall, request.send()) => match answer {
-                Err(_) => Err(Trouble::Retry(stalled(url))),
+                Err(_) => Err(FetchError::Retry(stalled(url))),
                 Ok(answer) => answer.map_err(|error| failed(url, error)),
             },
         }
@@ -95,7 +95,7 @@ impl Client {
         &self,
         url: &str,
         cancel: &CancellationToken,
-    ) -> Result<Vec<u8>, Trouble> {
+    ) -> Result<Vec<u8>, FetchError> {
         let mut response = self.get(url, &[], cancel).await?;
         status(url, response.status())?;
         let mut bytes = Vec::new();
@@ -104,7 +104,7 @@ impl Client {
             while let Some(chunk) = response.chunk().await.map_err(|error| failed(url, error))? {
                 bytes.extend_from_slice(&chunk);
                 if bytes.len() > SMALL {
-                    return Err(Trouble::NextMirror(Error::new(
+                    return Err(FetchError::NextMirror(Error::new(
                         Kind::Network,
                         format!("{url} has more than {SMALL} bytes"),
                     )));
@@ -113,9 +113,9 @@ impl Client {
             Ok(())
         };
         tokio::select! {
-            () = cancel.cancelled() => return Err(Trouble::Stop(interrupted())),
+            () = cancel.cancelled() => return Err(FetchError::Stop(interrupted())),
             done = tokio::time::timeout(self.stall, body) => match done {
-                Err(_) => return Err(Trouble::Retry(stalled(url))),
+                Err(_) => return Err(FetchError::Retry(stalled(url))),
                 Ok(done) => done?,
             },
         }
@@ -143,25 +143,25 @@ fn allowed(url: &Url, allow_http: bool) -> Result<(), String> {
 }
 
 /// Judges a status: what a server may get over is worth another try, what is not there is not.
-pub(super) fn status(url: &str, status: StatusCode) -> Result<(), Trouble> {
+pub(super) fn status(url: &str, status: StatusCode) -> Result<(), FetchError> {
     if status.is_success() {
         return Ok(());
     }
     let error = Error::new(Kind::Network, format!("{url} answered {status}"));
     let passing = status.is_server_error()
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
-    Err(if passing { Trouble::Retry(error) } else { Trouble::NextMirror(error) })
+    Err(if passing { FetchError::Retry(error) } else { FetchError::NextMirror(error) })
 }
 
 pub(super) fn stalled(url: &str) -> Error {
     Error::new(Kind::Network, format!("{url} stalled"))
 }
 
-pub(super) fn failed(url: &str, error: reqwest::Error) -> Trouble {
+pub(super) fn failed(url: &str, error: reqwest::Error) -> FetchError {
     let redirect = error.is_redirect() || error.is_builder();
-    let told =
-        Error::new(Kind::Network, format!("{url} could not be read")).because(error.without_url());
-    if redirect { Trouble::NextMirror(told) } else { Trouble::Retry(told) }
+    let told = Error::new(Kind::Network, format!("{url} could not be read"))
+        .with_source(error.without_url());
+    if redirect { FetchError::NextMirror(told) } else { FetchError::Retry(told) }
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use tokio::time::{Duration, Instant};
 use url::Url;
 
 use super::client::{failed, stalled, status};
-use super::partial::{Partial, State};
-use super::sink::{Sink, Start};
-use super::{Job, free_space, interrupted};
+use super::partial::{Partial, PartialState};
+use super::sink::{HashingWriter, ResumePoint};
+use super::{DownloadJob, free_space, interrupted};
 use crate::error::{Error, Kind};
-use crate::image::proof::{Expectations, Hashed};
+use crate::image::verify::{Expectations, Hashed};
 
 /// A try that brought at least so many bytes was progress, and the next one is a first one again.
 pub(super) const PROGRESS: u64 = 16 * 1024;
@@ -23,7 +23,7 @@ const RESERVE: u64 = 64 << 20;
 
 /// Why bytes did not come, and what is worth doing about it.
 #[derive(Debug)]
-pub(in crate::image) enum Trouble {
+pub(in crate::image) enum FetchError {
     /// The same address again, from where it ended.
     Retry(Error),
     /// Another mirror.
@@ -32,30 +32,32 @@ pub(in crate::image) enum Trouble {
     Stop(Error),
 }
 
-impl Trouble {
+impl FetchError {
     /// Returns the error, whatever is worth doing.
     pub(in crate::image) fn into_error(self) -> Error {
         match self {
-            Trouble::Retry(error) | Trouble::NextMirror(error) | Trouble::Stop(error) => error,
+            FetchError::Retry(error) | FetchError::NextMirror(error) | FetchError::Stop(error) => {
+                error
+            }
         }
     }
 }
 
 /// What a try needs to know.
 pub(super) struct Attempt<'a> {
-    pub(super) job: &'a Job<'a>,
+    pub(super) job: &'a DownloadJob<'a>,
     pub(super) url: &'a Url,
     pub(super) expectations: &'a Expectations,
 }
 
 impl Attempt<'_> {
     /// Brings the bytes that are missing and returns the hashes of all.
-    pub(super) async fn run(&self, partial: &mut Partial) -> Result<Hashed, Trouble> {
-        let have = partial.len().map_err(Trouble::Stop)?;
+    pub(super) async fn run(&self, partial: &mut Partial) -> Result<Hashed, FetchError> {
+        let have = partial.len().map_err(FetchError::Stop)?;
         if have > 0 && partial.state().total == Some(have) {
             // An earlier run brought it all and ended before it was judged.
-            partial.goes_on(self.url.as_str()).map_err(Trouble::Stop)?;
-            return self.sink(partial, have)?.finish().await.map_err(Trouble::Stop);
+            partial.goes_on(self.url.as_str()).map_err(FetchError::Stop)?;
+            return self.sink(partial, have)?.finish().await.map_err(FetchError::Stop);
         }
         let resume = if have > 0 { condition(partial.state(), self.url) } else { None };
         let have = if resume.is_some() { have } else { 0 };
@@ -72,20 +74,20 @@ impl Attempt<'_> {
         // The writer's own trouble (a full disk, a web page) is the cause of the flow's end.
         match (sink.finish().await, flow) {
             (Err(error), _) if error.kind() == Kind::Network => {
-                partial.clear().map_err(Trouble::Stop)?;
-                Err(Trouble::NextMirror(error))
+                partial.clear().map_err(FetchError::Stop)?;
+                Err(FetchError::NextMirror(error))
             }
-            (Err(error), _) => Err(Trouble::Stop(error)),
+            (Err(error), _) => Err(FetchError::Stop(error)),
             (Ok(_), Err(trouble)) => Err(trouble),
             (Ok(hashed), Ok(())) => Ok(hashed),
         }
     }
 
-    fn sink(&self, partial: &Partial, have: u64) -> Result<Sink, Trouble> {
-        let hashing = self.expectations.hashing().map_err(Trouble::Stop)?;
+    fn sink(&self, partial: &Partial, have: u64) -> Result<HashingWriter, FetchError> {
+        let hashing = self.expectations.hashing().map_err(FetchError::Stop)?;
         let download = self.job.download;
         let form = (download.format, download.compression);
-        Ok(Sink::start(Start { file: partial.file(), have, hashing, form }))
+        Ok(HashingWriter::start(ResumePoint { file: partial.file(), have, hashing, form }))
     }
 
     /// Judges the answer's head and returns how many of the bytes at hand it goes on from.
@@ -94,76 +96,76 @@ impl Attempt<'_> {
         response: &Response,
         have: u64,
         partial: &mut Partial,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<u64, FetchError> {
         let headers = response.headers();
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let same = partial.state().url == self.url.as_str();
                 if let Err(why) = right_range(headers, have, partial.state(), same) {
-                    partial.clear().map_err(Trouble::Stop)?;
+                    partial.clear().map_err(FetchError::Stop)?;
                     let what = format!("{}: {why}", self.url);
-                    return Err(Trouble::Retry(Error::new(Kind::Network, what)));
+                    return Err(FetchError::Retry(Error::new(Kind::Network, what)));
                 }
-                partial.goes_on(self.url.as_str()).map_err(Trouble::Stop)?;
+                partial.goes_on(self.url.as_str()).map_err(FetchError::Stop)?;
                 Ok(have)
             }
             StatusCode::OK => {
                 self.not_a_page(headers)?;
-                let state = State {
+                let state = PartialState {
                     url: self.url.to_string(),
                     etag: text(headers, &header::ETAG).filter(|tag| !tag.starts_with("W/")),
                     last_modified: text(headers, &header::LAST_MODIFIED),
                     total: response.content_length(),
                 };
-                partial.starts(state).map_err(Trouble::Stop)?;
+                partial.starts(state).map_err(FetchError::Stop)?;
                 Ok(0)
             }
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                partial.clear().map_err(Trouble::Stop)?;
+                partial.clear().map_err(FetchError::Stop)?;
                 let what = format!("{} has fewer bytes than it had", self.url);
-                Err(Trouble::Retry(Error::new(Kind::Network, what)))
+                Err(FetchError::Retry(Error::new(Kind::Network, what)))
             }
             other => {
                 status(self.url.as_str(), other)?;
                 let what = format!("{} answered {other}", self.url);
-                Err(Trouble::NextMirror(Error::new(Kind::Network, what)))
+                Err(FetchError::NextMirror(Error::new(Kind::Network, what)))
             }
         }
     }
 
-    fn not_a_page(&self, headers: &HeaderMap) -> Result<(), Trouble> {
+    fn not_a_page(&self, headers: &HeaderMap) -> Result<(), FetchError> {
         let kind = text(headers, &header::CONTENT_TYPE).unwrap_or_default();
         if kind.starts_with("text/html") || kind.starts_with("application/xhtml") {
             let what = format!("{} answered a web page instead of an image", self.url);
-            return Err(Trouble::NextMirror(Error::new(Kind::Network, what)));
+            return Err(FetchError::NextMirror(Error::new(Kind::Network, what)));
         }
         if let Some(coding) = text(headers, &header::CONTENT_ENCODING) {
             let what = format!("{} answered with the encoding `{coding}`", self.url);
-            return Err(Trouble::NextMirror(Error::new(Kind::Network, what)));
+            return Err(FetchError::NextMirror(Error::new(Kind::Network, what)));
         }
         Ok(())
     }
 
     /// Compares the announced size with the pinned one and with the free space.
-    fn fits(&self, have: u64, total: Option<u64>, partial: &mut Partial) -> Result<(), Trouble> {
+    fn fits(&self, have: u64, total: Option<u64>, partial: &mut Partial) -> Result<(), FetchError> {
         let Some(total) = total.or(self.expectations.size()) else {
-            partial.clear().map_err(Trouble::Stop)?;
+            partial.clear().map_err(FetchError::Stop)?;
             let what = format!("{} does not say how big the file is", self.url);
-            return Err(Trouble::NextMirror(
+            return Err(FetchError::NextMirror(
                 Error::new(Kind::Network, what).hint("a `size` in the manifest would do instead"),
             ));
         };
         if let Some(pinned) = self.expectations.size().filter(|pinned| *pinned != total) {
-            partial.clear().map_err(Trouble::Stop)?;
+            partial.clear().map_err(FetchError::Stop)?;
             let what = format!("size: {total} announced, not {pinned} bytes");
-            return Err(Trouble::NextMirror(Error::new(Kind::Untrusted, what)));
+            return Err(FetchError::NextMirror(Error::new(Kind::Untrusted, what)));
         }
         let root = self.job.store.root();
-        let free = free_space(root).map_err(Trouble::Stop)?;
+        let free = free_space(root).map_err(FetchError::Stop)?;
         let needed = total.saturating_sub(have);
         if needed.saturating_add(RESERVE) > free {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-            return Err(Trouble::Stop(
+            return Err(FetchError::Stop(
                 Error::new(
                     Kind::HostCannot,
                     format!(
@@ -184,19 +186,19 @@ impl Attempt<'_> {
         mut response: Response,
         have: u64,
         total: Option<u64>,
-        sink: &mut Sink,
-    ) -> Result<(), Trouble> {
+        sink: &mut HashingWriter,
+    ) -> Result<(), FetchError> {
         let job = self.job;
         let url = self.url.as_str();
         let limit = self.expectations.size().or(total).unwrap_or(u64::MAX);
         let mut pace = Pace::new(job.options.stall, job.options.slowest);
         let mut done = have;
         let mut told = have;
-        job.feed.bytes(done, total);
+        job.events.bytes(done, total);
         let end = loop {
             let asked = Instant::now();
             let chunk = tokio::select! {
-                () = job.cancel.cancelled() => break Err(Trouble::Stop(interrupted())),
+                () = job.cancel.cancelled() => break Err(FetchError::Stop(interrupted())),
                 chunk = tokio::time::timeout(pace.left(), response.chunk()) => chunk,
             };
             let waited = asked.elapsed();
@@ -214,20 +216,20 @@ impl Attempt<'_> {
                 }
             }
             if pace.stalled(waited) {
-                break Err(Trouble::Retry(stalled(url)));
+                break Err(FetchError::Retry(stalled(url)));
             }
             if done > limit {
                 let what = format!("{url} sends more than the {limit} bytes it should");
-                break Err(Trouble::NextMirror(Error::new(Kind::Network, what)));
+                break Err(FetchError::NextMirror(Error::new(Kind::Network, what)));
             }
             if done - told >= TOLD {
                 told = done;
-                job.feed.bytes(done, total);
+                job.events.bytes(done, total);
             }
         };
-        job.feed.bytes(done, total);
+        job.events.bytes(done, total);
         if end.is_ok() && total.is_some_and(|total| done < total) {
-            return Err(Trouble::Retry(Error::new(Kind::Network, format!("{url} ended early"))));
+            return Err(FetchError::Retry(Error::new(Kind::Network, format!("{url} ended early"))));
         }
         end
     }
@@ -269,7 +271,7 @@ impl Pace {
 
 /// Returns the condition under which the bytes at hand may be gone on with: the server's strong tag, or,
 /// also on another mirror, its date.
-fn condition(state: &State, url: &Url) -> Option<String> {
+fn condition(state: &PartialState, url: &Url) -> Option<String> {
     let date = state.last_modified.clone().filter(|_| state.total.is_some());
     if state.url == url.as_str() { state.etag.clone().or(date) } else { date }
 }
@@ -278,7 +280,7 @@ fn condition(state: &State, url: &Url) -> Option<String> {
 fn right_range(
     headers: &HeaderMap,
     have: u64,
-    state: &State,
+    state: &PartialState,
     same_server: bool,
 ) -> Result<(), String> {
     if have == 0 {
@@ -325,7 +327,7 @@ mod tests {
 
     #[test]
     fn only_the_missing_rest_of_the_same_whole_is_gone_on_with() {
-        let state = State { total: Some(100), ..State::default() };
+        let state = PartialState { total: Some(100), ..PartialState::default() };
         right_range(&headers("bytes 10-99/100"), 10, &state, true).expect("the rest");
         for bad in [
             "bytes 0-99/100",

@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub(super) use client::{Client, SMALL};
-use download::{Attempt, Trouble};
+use download::{Attempt, FetchError};
 pub(super) use partial::{Partial, work_folders};
 
 use super::manifest::{Download, Location, Manifest, OpenPgp, Placeholders};
-use super::proof::{Evidence, Expectations, Proven, Times};
 use super::store::{Pins, Store, VerifiedImage};
 use super::structure;
+use super::verify::{Expectations, Proven, SignatureFiles, Times};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 
 /// How to fetch.
 #[derive(Debug, Clone)]
@@ -75,10 +75,10 @@ pub async fn fetch(
     manifest: &Manifest,
     store: &Store,
     options: &FetchOptions,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<VerifiedImage> {
-    if let Some(image) = find(store, manifest, options, feed).await? {
+    if let Some(image) = find(store, manifest, options, events).await? {
         return Ok(image);
     }
     let download = manifest.download().ok_or_else(|| {
@@ -86,14 +86,14 @@ pub async fn fetch(
             .hint(format!("nestlab image build {}", manifest.name()))
     })?;
     store.sweep();
-    let partial = Partial::open(store, &manifest.identity(), feed, cancel).await?;
+    let partial = Partial::open(store, &manifest.identity(), events, cancel).await?;
     // Whoever held the partial download before may have finished it.
-    if let Some(image) = find(store, manifest, options, feed).await? {
+    if let Some(image) = find(store, manifest, options, events).await? {
         partial.remove()?;
         return Ok(image);
     }
     let client = Client::new(download.allow_http, options)?;
-    let job = Job { manifest, download, store, options, client, feed, cancel };
+    let job = DownloadJob { manifest, download, store, options, client, events, cancel };
     job.try_mirrors(partial).await
 }
 
@@ -102,12 +102,12 @@ async fn find(
     store: &Store,
     manifest: &Manifest,
     options: &FetchOptions,
-    feed: &Feed,
+    events: &EventSink,
 ) -> Result<Option<VerifiedImage>> {
-    let (store, name, feed) = (store.clone(), manifest.name().clone(), feed.clone());
+    let (store, name, events) = (store.clone(), manifest.name().clone(), events.clone());
     let (identity, pins) = (manifest.identity(), Pins::of(manifest));
     let holder = options.holder.clone();
-    blocking(move || store.find_intact(&name, &identity, pins, holder.as_deref(), &feed)).await
+    blocking(move || store.find_intact(&name, &identity, pins, holder.as_deref(), &events)).await
 }
 
 /// Runs `work` where it may block.
@@ -116,7 +116,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::internal("a worker thread died").because(error))?
+        .map_err(|error| Error::internal("a worker thread died").with_source(error))?
 }
 
 /// Returns the error that says that the run is to end.
@@ -125,30 +125,30 @@ fn interrupted() -> Error {
 }
 
 /// One image's download.
-struct Job<'a> {
+struct DownloadJob<'a> {
     manifest: &'a Manifest,
     download: &'a Download,
     store: &'a Store,
     options: &'a FetchOptions,
     client: Client,
-    feed: &'a Feed,
+    events: &'a EventSink,
     cancel: &'a CancellationToken,
 }
 
-impl Job<'_> {
+impl DownloadJob<'_> {
     async fn try_mirrors(&self, mut partial: Partial) -> Result<VerifiedImage> {
         let mut failures: Vec<Error> = Vec::new();
         for template in &self.download.urls {
             let (url, file) = template.image_url(self.manifest.version())?;
             match self.try_mirror(&url, &file, &mut partial).await {
                 Ok(proof) => return self.adopt(partial, &url, file, proof).await,
-                Err(Trouble::Stop(error)) => return Err(error),
-                Err(Trouble::Retry(error) | Trouble::NextMirror(error)) => {
+                Err(FetchError::Stop(error)) => return Err(error),
+                Err(FetchError::Retry(error) | FetchError::NextMirror(error)) => {
                     let error = match error.message().contains(url.as_str()) {
                         true => error,
                         false => error.context(&url),
                     };
-                    self.feed.notice(Level::Warning, error.message());
+                    self.events.notice(Level::Warning, error.message());
                     failures.push(error);
                 }
             }
@@ -175,7 +175,7 @@ impl Job<'_> {
         url: &Url,
         file: &str,
         partial: &mut Partial,
-    ) -> Result<(Proven, Evidence), Trouble> {
+    ) -> Result<(Proven, SignatureFiles), FetchError> {
         let version = self.manifest.version().map_or("", |version| version.as_str());
         let names = Placeholders { version, url: url.as_str(), file };
         let evidence = self.evidence(names).await?;
@@ -184,12 +184,12 @@ impl Job<'_> {
             newest_seen: match self.options.accept_older {
                 true => None,
                 false => {
-                    self.store.newest_signature(self.manifest.name()).map_err(Trouble::Stop)?
+                    self.store.newest_signature(self.manifest.name()).map_err(FetchError::Stop)?
                 }
             },
         };
         let expectations = Expectations::new(self.download, names, &evidence, times)
-            .map_err(Trouble::NextMirror)?;
+            .map_err(FetchError::NextMirror)?;
         let mut again = true;
         loop {
             let attempt = Attempt { job: self, url, expectations: &expectations };
@@ -199,9 +199,11 @@ impl Job<'_> {
                 // Pieces that were put together may not belong together; whole bytes are judged.
                 Err(_) if partial.is_stitched() && again => {
                     again = false;
-                    partial.clear().map_err(Trouble::Stop)?;
+                    partial.clear().map_err(FetchError::Stop)?;
                 }
-                Err(error) => return Err(Trouble::NextMirror(self.quarantined(partial, error)?)),
+                Err(error) => {
+                    return Err(FetchError::NextMirror(self.quarantined(partial, error)?));
+                }
             }
         }
     }
@@ -211,31 +213,31 @@ impl Job<'_> {
         &self,
         attempt: &Attempt<'_>,
         partial: &mut Partial,
-    ) -> Result<super::proof::Hashed, Trouble> {
+    ) -> Result<super::verify::Hashed, FetchError> {
         let mut pauses = self.pauses();
         loop {
-            let before = partial.len().map_err(Trouble::Stop)?;
+            let before = partial.len().map_err(FetchError::Stop)?;
             let error = match attempt.run(partial).await {
-                Err(Trouble::Retry(error)) => error,
+                Err(FetchError::Retry(error)) => error,
                 done => return done,
             };
-            if partial.len().map_err(Trouble::Stop)? >= before + download::PROGRESS {
+            if partial.len().map_err(FetchError::Stop)? >= before + download::PROGRESS {
                 pauses = self.pauses();
             }
-            let Some(pause) = pauses.next() else { return Err(Trouble::NextMirror(error)) };
-            self.feed.notice(Level::Info, format!("{}: {error}; trying again", attempt.url));
+            let Some(pause) = pauses.next() else { return Err(FetchError::NextMirror(error)) };
+            self.events.notice(Level::Info, format!("{}: {error}; trying again", attempt.url));
             self.pause(pause).await?;
         }
     }
 
     /// Gets the small files, trying again a few times.
-    async fn evidence(&self, names: Placeholders<'_>) -> Result<Evidence, Trouble> {
+    async fn evidence(&self, names: Placeholders<'_>) -> Result<SignatureFiles, FetchError> {
         let mut pauses = self.pauses();
         loop {
             match self.evidence_once(names).await {
-                Err(Trouble::Retry(error)) => match pauses.next() {
+                Err(FetchError::Retry(error)) => match pauses.next() {
                     Some(pause) => self.pause(pause).await?,
-                    None => return Err(Trouble::NextMirror(error)),
+                    None => return Err(FetchError::NextMirror(error)),
                 },
                 done => return done,
             }
@@ -250,16 +252,16 @@ impl Job<'_> {
             .build()
     }
 
-    async fn pause(&self, pause: Duration) -> Result<(), Trouble> {
+    async fn pause(&self, pause: Duration) -> Result<(), FetchError> {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
-            () = self.cancel.cancelled() => Err(Trouble::Stop(interrupted())),
+            () = self.cancel.cancelled() => Err(FetchError::Stop(interrupted())),
         }
     }
 
     /// Gets the small files that the manifest's proofs are made of.
-    async fn evidence_once(&self, names: Placeholders<'_>) -> Result<Evidence, Trouble> {
-        let mut evidence = Evidence::default();
+    async fn evidence_once(&self, names: Placeholders<'_>) -> Result<SignatureFiles, FetchError> {
+        let mut evidence = SignatureFiles::default();
         if let Some(OpenPgp { key, signature, .. }) = &self.download.openpgp {
             evidence.signature = Some(self.small(signature, names).await?);
             evidence.key = Some(self.small(key, names).await?);
@@ -285,21 +287,21 @@ impl Job<'_> {
         &self,
         location: &Location,
         names: Placeholders<'_>,
-    ) -> Result<Vec<u8>, Trouble> {
+    ) -> Result<Vec<u8>, FetchError> {
         match location {
-            Location::Path(path) => super::small_file(path).map_err(Trouble::Stop),
+            Location::Path(path) => super::small_file(path).map_err(FetchError::Stop),
             Location::Url(template) => {
                 let url = template.expand(names);
-                self.feed.doing(format!("fetching {url}"));
+                self.events.doing(format!("fetching {url}"));
                 self.client.small(&url, self.cancel).await
             }
         }
     }
 
-    fn quarantined(&self, partial: &mut Partial, error: Error) -> Result<Error, Trouble> {
+    fn quarantined(&self, partial: &mut Partial, error: Error) -> Result<Error, FetchError> {
         let kept = partial
             .give_up(|file| self.store.quarantine(self.manifest.name(), file, &error))
-            .map_err(Trouble::Stop)?;
+            .map_err(FetchError::Stop)?;
         Ok(error.hint(format!("the bytes were moved to {kept}")))
     }
 
@@ -309,9 +311,9 @@ impl Job<'_> {
         partial: Partial,
         url: &Url,
         file: String,
-        (proven, evidence): (Proven, Evidence),
+        (proven, evidence): (Proven, SignatureFiles),
     ) -> Result<VerifiedImage> {
-        self.feed.doing(format!("looking into {file}"));
+        self.events.doing(format!("looking into {file}"));
         let form = (self.download.format, self.download.compression);
         let (store, manifest, url) = (self.store.clone(), self.manifest.clone(), url.to_string());
         let holder = self.options.holder.clone();

@@ -11,17 +11,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::image::digest::Sha256;
-use crate::image::store::{Claim, Store};
+use crate::image::store::{DirLock, Store};
 
 /// An unfinished download in the folder that belongs to it, held by this process alone.
 pub(in crate::image) struct Partial {
     folder: Utf8PathBuf,
-    state: State,
+    state: PartialState,
     /// The bytes came in more than one piece.
     stitched: bool,
-    _claim: Claim,
+    _claim: DirLock,
 }
 
 /// What the name of a folder begins with that a build works in.
@@ -41,7 +41,7 @@ pub(in crate::image) fn work_folders(folder: &Utf8Path) -> Result<Vec<Utf8PathBu
 
 /// What the bytes so far are a part of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct PartialState {
     /// Where they came from.
     pub(super) url: String,
     /// The server's strong entity tag.
@@ -57,19 +57,19 @@ impl Partial {
     pub(in crate::image) async fn open(
         store: &Store,
         identity: &Sha256,
-        feed: &Feed,
+        events: &EventSink,
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let folder = store.partial().join(identity.to_string());
         let (locks, why) = (store.locks(), "waiting for another run that gets the same image");
         let claim = tokio::select! {
-            claim = Claim::wait(&locks, &folder, feed, why) => claim?,
+            claim = DirLock::wait(&locks, &folder, events, why) => claim?,
             () = cancel.cancelled() => return Err(interrupted()),
         };
         let state = match fs_err::read(folder.join("state.json")) {
             // What cannot be read starts anew.
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::NotFound => State::default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => PartialState::default(),
             Err(error) => return Err(error.into()),
         };
         Ok(Partial { folder, state, stitched: false, _claim: claim })
@@ -106,7 +106,7 @@ impl Partial {
     }
 
     /// Returns what the bytes are a part of.
-    pub(super) fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &PartialState {
         &self.state
     }
 
@@ -118,11 +118,11 @@ impl Partial {
     /// Notes that the bytes so far go on with a piece from `url`.
     pub(super) fn goes_on(&mut self, url: &str) -> Result<()> {
         self.stitched = true;
-        self.write_state(State { url: url.to_owned(), ..self.state.clone() })
+        self.write_state(PartialState { url: url.to_owned(), ..self.state.clone() })
     }
 
     /// Drops the bytes so far and notes what the next ones will be a part of.
-    pub(super) fn starts(&mut self, state: State) -> Result<()> {
+    pub(super) fn starts(&mut self, state: PartialState) -> Result<()> {
         self.clear()?;
         self.write_state(state)
     }
@@ -136,7 +136,7 @@ impl Partial {
             }
         }
         self.stitched = false;
-        self.state = State::default();
+        self.state = PartialState::default();
         Ok(())
     }
 
@@ -152,9 +152,9 @@ impl Partial {
         Ok(fs_err::remove_dir_all(&self.folder)?)
     }
 
-    fn write_state(&mut self, state: State) -> Result<()> {
+    fn write_state(&mut self, state: PartialState) -> Result<()> {
         let bytes = serde_json::to_vec(&state)
-            .map_err(|error| Error::internal("a state cannot be written").because(error))?;
+            .map_err(|error| Error::internal("a state cannot be written").with_source(error))?;
         fs_err::write(self.folder.join("state.json"), bytes)?;
         self.state = state;
         Ok(())
@@ -172,7 +172,7 @@ mod tests {
         let store = Store::open(&root).expect("opens");
         let (id, cancel) = (Sha256::from_bytes([1; 32]), CancellationToken::new());
         let open =
-            async || Partial::open(&store, &id, &Feed::silent(), &cancel).await.expect("free");
+            async || Partial::open(&store, &id, &EventSink::silent(), &cancel).await.expect("free");
         let first = open().await.work_folder().expect("makes");
         fs_err::write(first.join("tree.tar"), "half").expect("writes");
         let second = open().await.work_folder().expect("makes");

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::disk::{Disk, aligned};
 use crate::error::{Error, Kind, Result};
 use crate::image::format::{Compression, HEAD, ImageFormat, looks_wrong};
-use crate::image::proof::{Hashed, Hashing};
+use crate::image::verify::{Hashed, Hashing};
 
 /// The size of the blocks that go to hashes and disk.
 const BLOCK: usize = 512 * 1024;
@@ -25,7 +25,7 @@ const WAITING: usize = 8;
 const SYNC_EVERY: u64 = 256 << 20;
 
 /// A thread that writes and hashes.
-pub(super) struct Sink {
+pub(super) struct HashingWriter {
     /// What came since the last whole block.
     block: BytesMut,
     /// How many bytes it still takes.
@@ -35,7 +35,7 @@ pub(super) struct Sink {
 }
 
 /// What a sink starts from.
-pub(super) struct Start {
+pub(super) struct ResumePoint {
     pub(super) file: Utf8PathBuf,
     /// Bytes that the file has already; they are read and hashed first.
     pub(super) have: u64,
@@ -43,17 +43,17 @@ pub(super) struct Start {
     pub(super) form: (ImageFormat, Compression),
 }
 
-impl Sink {
+impl HashingWriter {
     /// Starts the thread.
-    pub(super) fn start(start: Start) -> Self {
+    pub(super) fn start(start: ResumePoint) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         // The first block ends where a whole one would, and so all that follow lie where the disk likes it.
         let left = BLOCK - (start.have % BLOCK as u64) as usize;
         let thread = tokio::task::spawn_blocking(move || run(start, receiver));
-        Sink { block: aligned(BLOCK), left, sender, thread }
+        HashingWriter { block: aligned(BLOCK), left, sender, thread }
     }
 
-    /// Takes the next bytes; `false` if the thread has ended, and [`Sink::finish`] says why.
+    /// Takes the next bytes; `false` if the thread has ended, and [`HashingWriter::finish`] says why.
     pub(super) async fn take(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let (fits, rest) = bytes.split_at(bytes.len().min(self.left));
@@ -76,12 +76,12 @@ impl Sink {
         // If it has ended already, it says so.
         let _ = self.sender.send(self.block.freeze()).await;
         drop(self.sender);
-        self.thread.await.map_err(|error| Error::internal("the writer died").because(error))?
+        self.thread.await.map_err(|error| Error::internal("the writer died").with_source(error))?
     }
 }
 
-fn run(start: Start, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
-    let Start { file: path, have, mut hashing, form } = start;
+fn run(start: ResumePoint, mut receiver: mpsc::Receiver<Bytes>) -> Result<Hashed> {
+    let ResumePoint { file: path, have, mut hashing, form } = start;
     let mut disk = Disk::open(&path, have)?;
     let mut head = Head::new(form);
     reread(disk.file(), have, &mut hashing, &mut head)?;
@@ -150,7 +150,7 @@ fn full(error: std::io::Error, path: &Utf8PathBuf) -> Error {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             Error::new(Kind::HostCannot, format!("the disk is full: {path}"))
-                .because(error)
+                .with_source(error)
                 .hint("`nestlab image prune` frees space")
         }
         _ => Error::from(error),

@@ -9,32 +9,32 @@ use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::Offset;
 use toml::Spanned;
 
-use super::place::{Location, Template};
 use super::raw::{
     RawBuild, RawChecksums, RawChecksumsOpenPgp, RawGuest, RawManifest, RawOpenPgp, SCHEMA,
 };
+use super::url_template::{Location, Template};
 use super::{
-    BuildTable, Checksums, Download, GuestTable, Manifest, OpenPgp, Origin, Signify, Source, Spans,
-    Version,
+    BuildTable, Checksums, Download, GuestDefaults, ImageSource, ImageVersion, Manifest,
+    ManifestOrigin, OpenPgp, Signify, Spans,
 };
 use crate::error::{Error, Kind, Result};
 use crate::image::format::{Compression, ImageFormat};
-use crate::recipe::{Ready, ReadyKind};
+use crate::recipe::{Readiness, ReadyKind};
 
 /// What is wrong, where in the text, and what to do about it.
-struct Fault {
+struct ManifestError {
     span: Range<usize>,
     what: String,
     hint: Option<String>,
 }
 
-impl Fault {
+impl ManifestError {
     fn at<T>(place: &Spanned<T>, what: impl Into<String>) -> Self {
-        Fault { span: place.span(), what: what.into(), hint: None }
+        ManifestError { span: place.span(), what: what.into(), hint: None }
     }
 
     fn whole(what: impl Into<String>) -> Self {
-        Fault { span: 0..0, what: what.into(), hint: None }
+        ManifestError { span: 0..0, what: what.into(), hint: None }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -43,20 +43,20 @@ impl Fault {
     }
 }
 
-type Checked<T> = Result<T, Fault>;
+type Checked<T> = Result<T, ManifestError>;
 
 /// The folder that relative paths start from, if there is one.
 struct Base<'a>(Option<&'a Utf8Path>);
 
-pub(super) fn manifest(text: &str, origin: Origin) -> Result<Manifest> {
+pub(super) fn manifest(text: &str, origin: ManifestOrigin) -> Result<Manifest> {
     newer_schema(text, &origin)?;
     let raw: RawManifest = toml::from_str(text).map_err(|error| {
         // toml's message shows the line with a caret.
         Error::new(Kind::Recipe, format!("{origin}: {}", error.to_string().trim_end()))
     })?;
     let base = Base(match &origin {
-        Origin::File(path) => path.parent(),
-        Origin::Shipped | Origin::Text(_) => None,
+        ManifestOrigin::File(path) => path.parent(),
+        ManifestOrigin::Shipped | ManifestOrigin::Text(_) => None,
     });
     checked(raw, &base)
         .map(|(name, version, source, guest, spans)| Manifest {
@@ -72,7 +72,7 @@ pub(super) fn manifest(text: &str, origin: Origin) -> Result<Manifest> {
 }
 
 /// A manifest of a newer nestlab is named as one, not refused key by key.
-fn newer_schema(text: &str, origin: &Origin) -> Result<()> {
+fn newer_schema(text: &str, origin: &ManifestOrigin) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct Schema {
         schema: u32,
@@ -87,7 +87,7 @@ fn newer_schema(text: &str, origin: &Origin) -> Result<()> {
     }
 }
 
-fn shown(text: &str, origin: &Origin, fault: Fault) -> Error {
+fn shown(text: &str, origin: &ManifestOrigin, fault: ManifestError) -> Error {
     let start = fault.span.start.min(text.len());
     let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
     let number = text[..start].matches('\n').count() + 1;
@@ -111,11 +111,12 @@ fn shown(text: &str, origin: &Origin, fault: Fault) -> Error {
     }
 }
 
-type Parts = (crate::recipe::ImageName, Option<Version>, Source, GuestTable, Spans);
+type ManifestParts =
+    (crate::recipe::ImageName, Option<ImageVersion>, ImageSource, GuestDefaults, Spans);
 
-fn checked(mut raw: RawManifest, base: &Base<'_>) -> Checked<Parts> {
+fn checked(mut raw: RawManifest, base: &Base<'_>) -> Checked<ManifestParts> {
     if raw.schema.get_ref() != &SCHEMA {
-        return Err(Fault::at(&raw.schema, format!("the schema is {SCHEMA}")));
+        return Err(ManifestError::at(&raw.schema, format!("the schema is {SCHEMA}")));
     }
     architecture(raw.arch.as_ref())?;
     let spans = Spans {
@@ -124,19 +125,21 @@ fn checked(mut raw: RawManifest, base: &Base<'_>) -> Checked<Parts> {
         sha256: raw.sha256.as_ref().map(Spanned::span),
         sha512: raw.sha512.as_ref().map(Spanned::span),
     };
-    let guest = raw.guest.take().map_or(Ok(GuestTable::default()), guest)?;
+    let guest = raw.guest.take().map_or(Ok(GuestDefaults::default()), guest)?;
     let source = match raw.build.take() {
-        Some(table) => Source::Build(build(table, &raw, base)?),
-        None => Source::Download(Box::new(download(&raw, base)?)),
+        Some(table) => ImageSource::Build(build(table, &raw, base)?),
+        None => ImageSource::Download(Box::new(download(&raw, base)?)),
     };
     Ok((raw.name, raw.version.map(Spanned::into_inner), source, guest, spans))
 }
 
 fn architecture(arch: Option<&Spanned<String>>) -> Checked<()> {
     match arch {
-        None => Err(Fault::whole("`arch` is missing").hint("only `arch = \"x86_64\"` works")),
+        None => {
+            Err(ManifestError::whole("`arch` is missing").hint("only `arch = \"x86_64\"` works"))
+        }
         Some(arch) if arch.get_ref() == "x86_64" => Ok(()),
-        Some(arch) => Err(Fault::at(
+        Some(arch) => Err(ManifestError::at(
             arch,
             format!(
                 "{} images do not work: a nested lab needs 64-bit x86",
@@ -149,7 +152,7 @@ fn architecture(arch: Option<&Spanned<String>>) -> Checked<()> {
 
 fn build(table: Spanned<RawBuild>, raw: &RawManifest, base: &Base<'_>) -> Checked<BuildTable> {
     if let Some(urls) = &raw.urls {
-        return Err(Fault::at(urls, "an image is built or downloaded, not both"));
+        return Err(ManifestError::at(urls, "an image is built or downloaded, not both"));
     }
     let proof = [
         raw.openpgp.as_ref().map(Spanned::span),
@@ -160,14 +163,17 @@ fn build(table: Spanned<RawBuild>, raw: &RawManifest, base: &Base<'_>) -> Checke
     ];
     if let Some(span) = proof.into_iter().flatten().next() {
         let what = "a built image is proven by the archive's signature, not by this";
-        return Err(Fault { span, what: what.into(), hint: None });
+        return Err(ManifestError { span, what: what.into(), hint: None });
     }
     let table = table.into_inner();
     let words = |list: Vec<Spanned<String>>| -> Checked<Vec<String>> {
         list.into_iter().map(archive_word).collect()
     };
     if let Some(reason) = table.allow_stale.as_ref().filter(|r| r.get_ref().trim().is_empty()) {
-        return Err(Fault::at(reason, "`allow-stale` says why a stale archive is accepted"));
+        return Err(ManifestError::at(
+            reason,
+            "`allow-stale` says why a stale archive is accepted",
+        ));
     }
     let components = words(table.components)?;
     Ok(BuildTable {
@@ -187,15 +193,14 @@ fn archive_word(word: Spanned<String>) -> Checked<String> {
     let text = word.get_ref();
     let ok = text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._:".contains(&b));
-    if ok { Ok(word.into_inner()) } else { Err(Fault::at(&word, "this is not a name")) }
+    if ok { Ok(word.into_inner()) } else { Err(ManifestError::at(&word, "this is not a name")) }
 }
 
 fn download(raw: &RawManifest, base: &Base<'_>) -> Checked<Download> {
     let urls = urls(raw)?;
-    let format = raw
-        .format
-        .as_ref()
-        .ok_or_else(|| Fault::whole("`format` is missing").hint("such as `format = \"qcow2\"`"))?;
+    let format = raw.format.as_ref().ok_or_else(|| {
+        ManifestError::whole("`format` is missing").hint("such as `format = \"qcow2\"`")
+    })?;
     let compression = compression(raw, format, &urls)?;
     let openpgp = raw.openpgp.as_ref().map(|table| openpgp(table.get_ref(), base)).transpose()?;
     let checksums =
@@ -203,7 +208,7 @@ fn download(raw: &RawManifest, base: &Base<'_>) -> Checked<Download> {
     let signed_sums =
         checksums.as_ref().is_some_and(|sums| sums.signify.is_some() || sums.openpgp.is_some());
     if openpgp.is_none() && raw.sha256.is_none() && raw.sha512.is_none() && !signed_sums {
-        return Err(Fault::whole("nothing proves this image").hint(
+        return Err(ManifestError::whole("nothing proves this image").hint(
             "name `sha256`, `sha512`, `[openpgp]`, or `[checksums]` with a signature over it",
         ));
     }
@@ -230,11 +235,14 @@ fn download(raw: &RawManifest, base: &Base<'_>) -> Checked<Download> {
 }
 
 fn urls(raw: &RawManifest) -> Checked<Vec<Template>> {
-    let missing =
-        || Fault::whole("neither `urls` nor `[build]`: nothing says where the image comes from");
+    let missing = || {
+        ManifestError::whole(
+            "neither `urls` nor `[build]`: nothing says where the image comes from",
+        )
+    };
     let list = raw.urls.as_ref().ok_or_else(missing)?;
     if list.get_ref().is_empty() {
-        return Err(Fault::at(list, "this names no address"));
+        return Err(ManifestError::at(list, "this names no address"));
     }
     let version = raw.version.as_ref().map(Spanned::get_ref);
     let mut names: Vec<String> = Vec::new();
@@ -242,12 +250,12 @@ fn urls(raw: &RawManifest) -> Checked<Vec<Template>> {
     for url in list.get_ref() {
         let template = template(url, &["version"])?;
         if version.is_none() && url.get_ref().contains("{version}") {
-            return Err(Fault::at(url, "`{version}` has no value: `version` is missing"));
+            return Err(ManifestError::at(url, "`{version}` has no value: `version` is missing"));
         }
         let (_, file) =
-            template.image_url(version).map_err(|error| Fault::at(url, error.message()))?;
+            template.image_url(version).map_err(|error| ManifestError::at(url, error.message()))?;
         if names.first().is_some_and(|first| *first != file) {
-            return Err(Fault::at(url, format!("a mirror has the same file, not {file}")));
+            return Err(ManifestError::at(url, format!("a mirror has the same file, not {file}")));
         }
         names.push(file);
         templates.push(template);
@@ -267,7 +275,10 @@ fn compression(
     let Some(said) = &raw.compression else { return Ok(by_name) };
     let wrapped = *said.get_ref() != Compression::None;
     if wrapped && matches!(format.get_ref(), ImageFormat::LibvirtTarXz | ImageFormat::Ova) {
-        return Err(Fault::at(said, format!("{} has no compression around it", format.get_ref())));
+        return Err(ManifestError::at(
+            said,
+            format!("{} has no compression around it", format.get_ref()),
+        ));
     }
     Ok(*said.get_ref())
 }
@@ -309,7 +320,10 @@ fn checksums_openpgp(
 ) -> Checked<OpenPgp> {
     let raw = table.get_ref();
     let missing = |key| {
-        Fault::at(table, format!("`{key}` is missing, and there is no `[openpgp]` to take it from"))
+        ManifestError::at(
+            table,
+            format!("`{key}` is missing, and there is no `[openpgp]` to take it from"),
+        )
     };
     let key = match &raw.key {
         Some(key) => location(key, &[], base)?,
@@ -339,7 +353,7 @@ fn notations(raw: &BTreeMap<String, Spanned<String>>) -> Checked<BTreeMap<String
 }
 
 fn template(text: &Spanned<String>, allowed: &[&str]) -> Checked<Template> {
-    Template::new(text.get_ref(), allowed).map_err(|what| Fault::at(text, what))
+    Template::new(text.get_ref(), allowed).map_err(|what| ManifestError::at(text, what))
 }
 
 fn location(text: &Spanned<String>, allowed: &[&str], base: &Base<'_>) -> Checked<Location> {
@@ -358,7 +372,7 @@ fn web<T>(place: &Spanned<T>, value: &str) -> Checked<()> {
     if value.starts_with("https://") || value.starts_with("http://") {
         Ok(())
     } else {
-        Err(Fault::at(place, "only https and http addresses work"))
+        Err(ManifestError::at(place, "only https and http addresses work"))
     }
 }
 
@@ -366,13 +380,16 @@ fn path_in(path: Spanned<Utf8PathBuf>, base: &Base<'_>) -> Checked<Utf8PathBuf> 
     match base.0 {
         _ if path.get_ref().is_absolute() => Ok(path.into_inner()),
         Some(base) => Ok(base.join(path.get_ref())),
-        None => Err(Fault::at(&path, "a relative path works only in a manifest that is a file")),
+        None => {
+            Err(ManifestError::at(&path, "a relative path works only in a manifest that is a file"))
+        }
     }
 }
 
 /// A TOML date is midnight UTC; a date and time without offset is UTC.
 fn instant(spanned: &Spanned<toml::value::Datetime>) -> Checked<Timestamp> {
-    let bad = || Fault::at(spanned, "this is not a moment").hint("write it like `2026-07-01`");
+    let bad =
+        || ManifestError::at(spanned, "this is not a moment").hint("write it like `2026-07-01`");
     let value = spanned.get_ref();
     let date = value.date.ok_or_else(bad)?;
     let small = |n: u8| i8::try_from(n).map_err(|_| bad());
@@ -394,22 +411,22 @@ fn instant(spanned: &Spanned<toml::value::Datetime>) -> Checked<Timestamp> {
     offset.to_timestamp(DateTime::from_parts(date, time)).map_err(|_| bad())
 }
 
-fn guest(raw: RawGuest) -> Checked<GuestTable> {
+fn guest(raw: RawGuest) -> Checked<GuestDefaults> {
     if let Some(user) = &raw.user {
         let name = user.get_ref();
         let ok = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
         if !ok {
-            return Err(Fault::at(user, "this is not a user's name"));
+            return Err(ManifestError::at(user, "this is not a user's name"));
         }
     }
     if let (Some(pattern), false) =
         (&raw.serial_pattern, raw.ready.as_ref().is_some_and(|r| *r.get_ref() == ReadyKind::Serial))
     {
-        return Err(Fault::at(pattern, "this is for `ready = \"serial\"` only"));
+        return Err(ManifestError::at(pattern, "this is for `ready = \"serial\"` only"));
     }
     let ready = raw.ready.map(|ready| evidence(&ready, raw.ssh, raw.serial_pattern)).transpose()?;
-    Ok(GuestTable {
+    Ok(GuestDefaults {
         user: raw.user.map(Spanned::into_inner),
         ssh: raw.ssh == Some(true),
         ready,
@@ -425,18 +442,23 @@ fn evidence(
     ready: &Spanned<ReadyKind>,
     ssh: Option<bool>,
     pattern: Option<Spanned<String>>,
-) -> Checked<Ready> {
+) -> Checked<Readiness> {
     match ready.get_ref() {
-        ReadyKind::Ssh if ssh == Some(true) => Ok(Ready::Ssh),
-        ReadyKind::Ssh => Err(Fault::at(ready, "ready by SSH, but `ssh = true` is missing")),
+        ReadyKind::Ssh if ssh == Some(true) => Ok(Readiness::Ssh),
+        ReadyKind::Ssh => {
+            Err(ManifestError::at(ready, "ready by SSH, but `ssh = true` is missing"))
+        }
         ReadyKind::Serial => match pattern {
             Some(pattern) if regex::Regex::new(pattern.get_ref()).is_ok() => {
-                Ok(Ready::Serial { pattern: pattern.into_inner() })
+                Ok(Readiness::Serial { pattern: pattern.into_inner() })
             }
-            Some(pattern) => Err(Fault::at(&pattern, "this is not a regular expression")),
-            None => Err(Fault::at(ready, "ready by serial line, but `serial-pattern` is missing")),
+            Some(pattern) => Err(ManifestError::at(&pattern, "this is not a regular expression")),
+            None => Err(ManifestError::at(
+                ready,
+                "ready by serial line, but `serial-pattern` is missing",
+            )),
         },
-        ReadyKind::GuestAdditions => Ok(Ready::GuestAdditions),
-        ReadyKind::Screen => Ok(Ready::Screen),
+        ReadyKind::GuestAdditions => Ok(Readiness::GuestAdditions),
+        ReadyKind::Screen => Ok(Readiness::Screen),
     }
 }

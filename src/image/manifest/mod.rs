@@ -5,10 +5,10 @@
 //! no connection.
 
 mod check;
-mod offer;
-mod place;
+mod guest_defaults;
 mod raw;
 mod shipped;
+mod url_template;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,30 +20,30 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-pub(super) use place::is_plain_file_name;
-pub use place::{Location, Placeholders, Template};
 pub use raw::SCHEMA;
 pub use shipped::shipped_names;
+pub(super) use url_template::is_plain_file_name;
+pub use url_template::{Location, Placeholders, Template};
 
 use super::digest::{Fingerprint, Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
-use super::proof::signify::PublicKey;
+use super::verify::signify::PublicKey;
 use crate::error::{Error, Kind, Result};
-use crate::recipe::{Cpus, Firmware, ImageName, Mebibytes, Ready};
+use crate::recipe::{Cpus, Firmware, ImageName, Mebibytes, Readiness};
 
 /// A version as image names carry it: letters, digits and `._+~-`, at most 64.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
-pub struct Version(String);
+pub struct ImageVersion(String);
 
-impl Version {
+impl ImageVersion {
     /// Returns the version as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for Version {
+impl FromStr for ImageVersion {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -52,7 +52,7 @@ impl FromStr for Version {
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+~-".contains(&b))
             && !text.contains("..");
         if ok {
-            Ok(Version(text.to_owned()))
+            Ok(ImageVersion(text.to_owned()))
         } else {
             Err(format!(
                 "`{}` is not a version: 1 to 64 letters, digits and `._+~-`",
@@ -62,13 +62,13 @@ impl FromStr for Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for ImageVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Version {
+impl<'de> Deserialize<'de> for ImageVersion {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -78,17 +78,17 @@ impl<'de> Deserialize<'de> for Version {
 #[derive(Debug, Clone)]
 pub struct Manifest {
     name: ImageName,
-    version: Option<Version>,
-    source: Source,
-    guest: GuestTable,
-    origin: Origin,
+    version: Option<ImageVersion>,
+    source: ImageSource,
+    guest: GuestDefaults,
+    origin: ManifestOrigin,
     text: String,
     spans: Spans,
 }
 
 /// Where a manifest was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum ManifestOrigin {
     /// Compiled into nestlab.
     Shipped,
     /// This file.
@@ -97,12 +97,12 @@ pub enum Origin {
     Text(String),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ManifestOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Shipped => f.write_str("shipped manifest"),
-            Origin::File(path) => write!(f, "{path}"),
-            Origin::Text(whose) => f.write_str(whose),
+            ManifestOrigin::Shipped => f.write_str("shipped manifest"),
+            ManifestOrigin::File(path) => write!(f, "{path}"),
+            ManifestOrigin::Text(whose) => f.write_str(whose),
         }
     }
 }
@@ -110,7 +110,7 @@ impl fmt::Display for Origin {
 /// How an image comes to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Source {
+pub enum ImageSource {
     /// It is downloaded, and proven.
     Download(Box<Download>),
     /// It is built here from the Debian archive, whose signature is the proof.
@@ -212,13 +212,13 @@ pub struct BuildTable {
 
 /// What an image offers to those who boot it. What it leaves open is theirs to choose.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct GuestTable {
+pub struct GuestDefaults {
     /// The user to log in as.
     pub user: Option<String>,
     /// Whether it runs an SSH server that takes the lab's key.
     pub ssh: bool,
     /// The best evidence that it is up.
-    pub ready: Option<Ready>,
+    pub ready: Option<Readiness>,
     /// The least memory that it works with.
     pub memory: Option<Mebibytes>,
     /// The virtual CPUs that it wants.
@@ -228,13 +228,13 @@ pub struct GuestTable {
     /// How it boots.
     pub firmware: Option<Firmware>,
     /// How it takes keys and names.
-    pub seed: Seed,
+    pub seed: SeedKind,
 }
 
 /// How an image takes its keys and names at boot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Seed {
+pub enum SeedKind {
     /// From a volume labelled `CIDATA`.
     CiData,
     /// Not at all.
@@ -257,7 +257,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Kind::Recipe`], with the line, for anything that is not a manifest.
-    pub fn parse(text: &str, origin: Origin) -> Result<Self> {
+    pub fn parse(text: &str, origin: ManifestOrigin) -> Result<Self> {
         check::manifest(text, origin)
     }
 
@@ -268,7 +268,7 @@ impl Manifest {
     pub fn load(path: &Utf8Path) -> Result<Self> {
         let text = fs_err::read_to_string(path)?;
         let path = camino::absolute_utf8(path)?;
-        Manifest::parse(&text, Origin::File(path))
+        Manifest::parse(&text, ManifestOrigin::File(path))
     }
 
     /// Returns the manifest of that name that is compiled into nestlab.
@@ -283,7 +283,7 @@ impl Manifest {
                     names.join(", ")
                 }))
         })?;
-        Manifest::parse(text, Origin::Shipped)
+        Manifest::parse(text, ManifestOrigin::Shipped)
     }
 
     /// Returns the shipped manifest `text` names, or the one in the file at that path: what has a
@@ -305,38 +305,38 @@ impl Manifest {
     }
 
     /// Returns the version; a built image need not have one.
-    pub fn version(&self) -> Option<&Version> {
+    pub fn version(&self) -> Option<&ImageVersion> {
         self.version.as_ref()
     }
 
     /// Returns how the image comes to be.
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &ImageSource {
         &self.source
     }
 
     /// Returns the download, if the image is downloaded.
     pub fn download(&self) -> Option<&Download> {
         match &self.source {
-            Source::Download(download) => Some(download),
-            Source::Build(_) => None,
+            ImageSource::Download(download) => Some(download),
+            ImageSource::Build(_) => None,
         }
     }
 
     /// Returns what is built, if the image is built.
     pub fn build(&self) -> Option<&BuildTable> {
         match &self.source {
-            Source::Download(_) => None,
-            Source::Build(build) => Some(build),
+            ImageSource::Download(_) => None,
+            ImageSource::Build(build) => Some(build),
         }
     }
 
     /// Returns what the image offers to those who boot it.
-    pub fn guest(&self) -> &GuestTable {
+    pub fn guest(&self) -> &GuestDefaults {
         &self.guest
     }
 
     /// Returns where it was read from.
-    pub fn origin(&self) -> &Origin {
+    pub fn origin(&self) -> &ManifestOrigin {
         &self.origin
     }
 
@@ -357,7 +357,7 @@ impl Manifest {
     /// comments too, as it was. A pin that the manifest does not have is not added.
     pub fn text_for(
         &self,
-        version: &Version,
+        version: &ImageVersion,
         size: u64,
         sha256: &Sha256,
         sha512: &Sha512,
@@ -381,10 +381,10 @@ impl Manifest {
     }
 
     /// Returns this manifest for another version, without pins: they belong to the old one.
-    pub fn at_version(&self, version: Version) -> Self {
+    pub fn at_version(&self, version: ImageVersion) -> Self {
         let mut manifest = self.clone();
         manifest.version = Some(version);
-        if let Source::Download(download) = &mut manifest.source {
+        if let ImageSource::Download(download) = &mut manifest.source {
             (download.size, download.sha256, download.sha512) = (None, None, None);
         }
         manifest

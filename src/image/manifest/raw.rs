@@ -6,10 +6,10 @@ use camino::Utf8PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{BuildKind, Seed, Version};
+use super::{BuildKind, ImageVersion, SeedKind};
 use crate::image::digest::{Fingerprint, Sha256, Sha512};
 use crate::image::format::{Compression, ImageFormat};
-use crate::image::proof::signify::PublicKey;
+use crate::image::verify::signify::PublicKey;
 use crate::recipe::{Cpus, Firmware, ImageName, Mebibytes, ReadyKind};
 
 /// The manifest schema that this nestlab writes, and the newest that it reads.
@@ -20,7 +20,7 @@ pub const SCHEMA: u32 = 1;
 pub(super) struct RawManifest {
     pub(super) schema: Spanned<u32>,
     pub(super) name: ImageName,
-    pub(super) version: Option<Spanned<Version>>,
+    pub(super) version: Option<Spanned<ImageVersion>>,
     pub(super) arch: Option<Spanned<String>>,
     pub(super) format: Option<Spanned<ImageFormat>>,
     pub(super) compression: Option<Spanned<Compression>>,
@@ -109,5 +109,5 @@ pub(super) struct RawGuest {
     pub(super) disk: Option<Mebibytes>,
     pub(super) firmware: Option<Firmware>,
     #[serde(default)]
-    pub(super) seed: Seed,
+    pub(super) seed: SeedKind,
 }

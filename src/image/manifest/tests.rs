@@ -10,7 +10,7 @@ sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 "#;
 
 fn parse(text: &str) -> Result<Manifest> {
-    Manifest::parse(text, Origin::Text("test".into()))
+    Manifest::parse(text, ManifestOrigin::Text("test".into()))
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_left_out_has_a_plain_meaning() {
     let download = manifest.download().expect("downloaded");
     assert_eq!(download.compression, Compression::Xz);
     assert!(!download.allow_http);
-    assert_eq!(manifest.guest(), &GuestTable::default());
+    assert_eq!(manifest.guest(), &GuestDefaults::default());
 }
 
 #[test]
@@ -79,8 +79,8 @@ firmware = "efi"
     assert_eq!((build.kind, build.suite.as_str()), (BuildKind::Debian, "sid"));
     assert_eq!(build.components, ["main", "contrib"]);
     assert_eq!(build.format, Some(ImageFormat::Qcow2));
-    assert_eq!(manifest.guest().ready, Some(Ready::Ssh));
-    assert_eq!(manifest.guest().seed, Seed::CiData);
+    assert_eq!(manifest.guest().ready, Some(Readiness::Ssh));
+    assert_eq!(manifest.guest().seed, SeedKind::CiData);
 }
 
 #[test]
@@ -158,5 +158,5 @@ fn an_update_touches_version_and_pins_only() {
         .replace("size = 5", "size = 77")
         .replace(&"a".repeat(64), &sha256);
     assert_eq!(updated, expected);
-    assert_eq!(parse(&updated).expect("valid").version().map(Version::as_str), Some("1.10"));
+    assert_eq!(parse(&updated).expect("valid").version().map(ImageVersion::as_str), Some("1.10"));
 }

@@ -4,14 +4,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::record::{Content, Entry, Kept};
+use super::record::{Content, ImageEntry, StoredProofs};
 use super::{Pins, Store, bound, record, trust};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 use crate::image::digest::{Sha256, size_and_digests};
-use crate::image::manifest::{Manifest, Origin, Placeholders};
-use crate::image::proof::{Expectations, Times};
-use crate::image::verify::prove;
+use crate::image::manifest::{Manifest, ManifestOrigin, Placeholders};
+use crate::image::verify::{Expectations, Times};
+use crate::image::verify_file::prove;
 use crate::image::{VerifiedImage, structure};
 use crate::recipe::ImageName;
 
@@ -44,14 +44,14 @@ impl Store {
     pub fn audit(
         &self,
         quarantine: bool,
-        feed: &Feed,
+        events: &EventSink,
         cancel: &CancellationToken,
     ) -> Result<Vec<Audited>> {
         let mut audited = Vec::new();
         for name in self.all_names()? {
             for entry in self.known(&name)?.entries {
                 let folder = self.folder(&entry.sha256);
-                let judged = match self.prove_again(&folder, &entry, &name, feed, cancel) {
+                let judged = match self.prove_again(&folder, &entry, &name, events, cancel) {
                     Ok(None) => continue,
                     Ok(Some(proofs)) => Ok(proofs),
                     Err(error) if error.kind() == Kind::Interrupted => return Err(error),
@@ -79,18 +79,18 @@ impl Store {
     fn prove_again(
         &self,
         folder: &Utf8Path,
-        entry: &Entry,
+        entry: &ImageEntry,
         name: &ImageName,
-        feed: &Feed,
+        events: &EventSink,
         cancel: &CancellationToken,
     ) -> Result<Option<Vec<String>>> {
         let Some(content) = self.content(folder)? else { return Ok(None) };
         bound(folder, &content, &entry.sha256, Pins::default())?;
         let file = folder.join(&content.file);
         trust::owned(&file, &fs_err::symlink_metadata(&file)?)?;
-        feed.doing(format!("reading {name} {}", entry.version));
-        let proofs = match record::read::<Kept>(&Kept::path(folder, &entry.key))? {
-            Some(kept) => by_what_was_kept(&kept, entry, &content, &file, feed, cancel)?,
+        events.doing(format!("reading {name} {}", entry.version));
+        let proofs = match record::read::<StoredProofs>(&StoredProofs::path(folder, &entry.key))? {
+            Some(kept) => by_what_was_kept(&kept, entry, &content, &file, events, cancel)?,
             None if cancel.is_cancelled() => {
                 return Err(Error::new(Kind::Interrupted, "interrupted"));
             }
@@ -104,8 +104,13 @@ impl Store {
     }
 
     /// Keeps what an image was proven by beside it.
-    pub(super) fn keep_proofs(&self, folder: &Utf8Path, key: &Sha256, kept: &Kept) -> Result<()> {
-        let path = Kept::path(folder, key);
+    pub(super) fn keep_proofs(
+        &self,
+        folder: &Utf8Path,
+        key: &Sha256,
+        kept: &StoredProofs,
+    ) -> Result<()> {
+        let path = StoredProofs::path(folder, key);
         trust::private_folder(path.parent().expect("it lies in the image's folder"))?;
         record::write(&path, kept)
     }
@@ -116,7 +121,7 @@ impl Store {
         image: &VerifiedImage,
         manifest: &Manifest,
     ) -> Result<()> {
-        match record::read::<Kept>(&Kept::path(&image.folder, &image.entry.key))? {
+        match record::read::<StoredProofs>(&StoredProofs::path(&image.folder, &image.entry.key))? {
             Some(kept) => {
                 self.keep_proofs(&image.folder, &manifest.identity(), &kept.under(manifest))
             }
@@ -127,17 +132,17 @@ impl Store {
 
 /// Proves the file by the manifest, signatures and checksums that were kept.
 fn by_what_was_kept(
-    kept: &Kept,
-    entry: &Entry,
+    kept: &StoredProofs,
+    entry: &ImageEntry,
     content: &Content,
     file: &Utf8Path,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<Vec<String>> {
     let refused = |why: &str| Error::new(Kind::Untrusted, format!("{file}: {why}"));
     let origin = match &kept.origin {
-        Some(path) => Origin::File(path.clone()),
-        None => Origin::Text("kept in the image store".to_owned()),
+        Some(path) => ManifestOrigin::File(path.clone()),
+        None => ManifestOrigin::Text("kept in the image store".to_owned()),
     };
     let manifest = Manifest::parse(&kept.manifest, origin)?;
     let download = manifest.download().filter(|_| manifest.identity() == entry.key);
@@ -147,12 +152,12 @@ fn by_what_was_kept(
     // What a key has become since cannot be told here: its newest file is the publisher's.
     let times = Times { now: entry.adopted.max(signed(entry)), newest_seen: None };
     let expectations = Expectations::new(download, names, &kept.evidence()?, times)?;
-    let proven = prove(&expectations, file, feed, cancel)?;
+    let proven = prove(&expectations, file, events, cancel)?;
     same(content, file, (proven.size(), proven.sha256(), proven.sha512()))?;
     Ok(proven.proofs().to_vec())
 }
 
-fn signed(entry: &Entry) -> Timestamp {
+fn signed(entry: &ImageEntry) -> Timestamp {
     entry.provenance.signed_at().unwrap_or(Timestamp::MIN)
 }
 

@@ -13,9 +13,9 @@
 //! ```
 //! A folder of a digest appears whole, by one rename, or not at all.
 
-mod adopt;
 mod audit;
-mod claim;
+mod dir_lock;
+mod import;
 mod prune;
 mod record;
 mod trust;
@@ -26,20 +26,20 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use sha2::Digest as _;
 
-pub use adopt::Built;
 pub use audit::Audited;
-pub(super) use claim::Claim;
+pub(super) use dir_lock::DirLock;
+pub use import::Built;
 pub use prune::{Prune, Pruned};
 pub use record::Provenance;
 pub(super) use record::Stat;
-use record::{Content, Entry, Known};
+use record::{Content, ImageEntry, ImageRecord};
 use trust::private_folder;
 
 use super::digest::{Sha256, Sha512};
 use super::format::{Compression, ImageFormat};
 use super::manifest::{Manifest, is_plain_file_name};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Feed, Level};
+use crate::event::{EventSink, Level};
 use crate::recipe::ImageName;
 
 /// The folder of an image with a note for each lab that needs it.
@@ -70,7 +70,7 @@ pub struct VerifiedImage {
     folder: Utf8PathBuf,
     name: ImageName,
     content: Content,
-    entry: Entry,
+    entry: ImageEntry,
 }
 
 impl VerifiedImage {
@@ -140,11 +140,11 @@ impl VerifiedImage {
     }
 
     /// Waits for the right to work in that folder. What a conversion that was killed left in it is gone then.
-    pub(super) async fn claim_derived(&self, feed: &Feed) -> Result<Claim> {
+    pub(super) async fn claim_derived(&self, events: &EventSink) -> Result<DirLock> {
         let root = self.folder.parent().expect("an image's folder lies in the store");
         let why = "waiting for another conversion of the same image";
         let derived = self.derived();
-        let claim = Claim::wait(&root.join(LOCKS), &derived, feed, why).await?;
+        let claim = DirLock::wait(&root.join(LOCKS), &derived, events, why).await?;
         for unfinished in prune::unfinished_in(&derived)? {
             fs_err::remove_dir_all(unfinished)?;
         }
@@ -220,7 +220,7 @@ impl Store {
         key: &Sha256,
         pins: Pins,
         holder: Option<&Utf8Path>,
-        feed: &Feed,
+        events: &EventSink,
     ) -> Result<Option<VerifiedImage>> {
         let found = match self.find_pinned(name, key, pins) {
             Err(error) if error.kind() == Kind::Untrusted => {
@@ -228,7 +228,7 @@ impl Store {
                     None => self.find_pinned(name, key, pins)?,
                     Some(kept) => {
                         let text = format!("{error}; it was moved to {kept}, and is got anew");
-                        feed.notice(Level::Warning, text);
+                        events.notice(Level::Warning, text);
                         None
                     }
                 }
@@ -315,7 +315,7 @@ impl Store {
     fn image(
         &self,
         name: &ImageName,
-        entry: Entry,
+        entry: ImageEntry,
         pins: Pins,
         trusted: impl FnOnce(&Self, &Utf8Path, &mut Content) -> Result<()>,
     ) -> Result<Option<VerifiedImage>> {
@@ -357,8 +357,8 @@ impl Store {
         Ok(())
     }
 
-    fn known(&self, name: &ImageName) -> Result<Known> {
-        Ok(record::read(&self.note(name))?.unwrap_or_else(|| Known::nothing(name)))
+    fn known(&self, name: &ImageName) -> Result<ImageRecord> {
+        Ok(record::read(&self.note(name))?.unwrap_or_else(|| ImageRecord::nothing(name)))
     }
 
     /// Waits until no other process changes the store's folders; moves and notes are short.
@@ -411,7 +411,7 @@ impl Store {
         self.root.join("partial")
     }
 
-    /// Returns the folder that claims are noted in, see [`Claim`].
+    /// Returns the folder that claims are noted in, see [`DirLock`].
     pub(super) fn locks(&self) -> Utf8PathBuf {
         self.root.join(LOCKS)
     }

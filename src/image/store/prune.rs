@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::record::Content;
-use super::{Claim, DERIVED, INCOMING, Store, UNFINISHED, USERS, record};
+use super::{DERIVED, DirLock, INCOMING, Store, UNFINISHED, USERS, record};
 use crate::error::Result;
 use crate::image::digest::Sha256;
 use crate::image::fetch::work_folders;
@@ -47,7 +47,7 @@ impl Store {
         let mut claims = Vec::new();
         for (digest, folder) in self.content_folders()? {
             let derived = folder.join(DERIVED);
-            let claim = Claim::take(&self.locks(), &derived)?;
+            let claim = DirLock::take(&self.locks(), &derived)?;
             if claim.is_none() && derived.exists() {
                 // A conversion is under way.
                 continue;
@@ -94,7 +94,7 @@ impl Store {
         }
         for (_, folder) in self.content_folders()? {
             let derived = folder.join(DERIVED);
-            if let Some(_claim) = Claim::take(&self.locks(), &derived)? {
+            if let Some(_claim) = DirLock::take(&self.locks(), &derived)? {
                 for unfinished in unfinished_in(&derived)? {
                     fs_err::remove_dir_all(unfinished)?;
                 }
@@ -121,11 +121,11 @@ impl Store {
     }
 
     /// Downloads that nobody works on, with the claims on them.
-    fn unfinished(&self) -> Result<(Vec<Utf8PathBuf>, Vec<Claim>)> {
+    fn unfinished(&self) -> Result<(Vec<Utf8PathBuf>, Vec<DirLock>)> {
         let (mut folders, mut claims) = (Vec::new(), Vec::new());
         for folder in self.partial().read_dir_utf8()? {
             let folder = folder?.into_path();
-            if let Some(claim) = Claim::take(&self.locks(), &folder)? {
+            if let Some(claim) = DirLock::take(&self.locks(), &folder)? {
                 folders.push(folder);
                 claims.push(claim);
             }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::image::digest::{Fingerprint, Sha256, Sha512};
 use crate::image::format::{Compression, ImageFormat};
-use crate::image::manifest::{Manifest, Origin};
-use crate::image::proof::Evidence;
+use crate::image::manifest::{Manifest, ManifestOrigin};
+use crate::image::verify::SignatureFiles;
 use crate::recipe::ImageName;
 
 /// The version of the notes. A reader refuses newer ones; fields are only ever added.
@@ -99,24 +99,29 @@ impl Stat {
 /// What is known by one image name: `images/names/<name>.json`. It outlives the images themselves,
 /// since it remembers the newest signature ever accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
+pub(super) struct ImageRecord {
     pub(super) schema: u32,
     pub(super) name: ImageName,
     /// The time of the newest signature accepted for this name.
     pub(super) newest_signature: Option<Timestamp>,
     /// Oldest first.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<ImageEntry>,
 }
 
-impl Known {
+impl ImageRecord {
     pub(super) fn nothing(name: &ImageName) -> Self {
-        Known { schema: SCHEMA, name: name.clone(), newest_signature: None, entries: Vec::new() }
+        ImageRecord {
+            schema: SCHEMA,
+            name: name.clone(),
+            newest_signature: None,
+            entries: Vec::new(),
+        }
     }
 }
 
 /// One image under one name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct ImageEntry {
     /// What it answers for: a manifest's identity, or a digest of a build's inputs.
     pub(super) key: Sha256,
     pub(super) sha256: Sha256,
@@ -127,7 +132,7 @@ pub(super) struct Entry {
 
 /// What an image was proven by: `images/<sha256>/proofs/<key>.json`, the small files in base64.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct StoredProofs {
     schema: u32,
     /// The manifest's text, and the file that it was in, if any: its own paths begin there.
     pub(super) manifest: String,
@@ -143,15 +148,20 @@ pub(super) struct Kept {
     checksums_key: Option<String>,
 }
 
-impl Kept {
+impl StoredProofs {
     /// Returns where the note is for the manifest with this identity.
     pub(super) fn path(folder: &Utf8Path, key: &Sha256) -> Utf8PathBuf {
         folder.join("proofs").join(format!("{key}.json"))
     }
 
-    pub(super) fn new(manifest: &Manifest, url: &str, file: &str, evidence: &Evidence) -> Self {
+    pub(super) fn new(
+        manifest: &Manifest,
+        url: &str,
+        file: &str,
+        evidence: &SignatureFiles,
+    ) -> Self {
         let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| BASE64.encode(bytes));
-        let kept = Kept {
+        let kept = StoredProofs {
             schema: SCHEMA,
             manifest: String::new(),
             origin: None,
@@ -170,22 +180,22 @@ impl Kept {
     /// Returns the same proofs as those that another manifest demands.
     pub(super) fn under(self, manifest: &Manifest) -> Self {
         let origin = match manifest.origin() {
-            Origin::File(path) => Some(path.clone()),
-            Origin::Shipped | Origin::Text(_) => None,
+            ManifestOrigin::File(path) => Some(path.clone()),
+            ManifestOrigin::Shipped | ManifestOrigin::Text(_) => None,
         };
-        Kept { manifest: manifest.text().to_owned(), origin, ..self }
+        StoredProofs { manifest: manifest.text().to_owned(), origin, ..self }
     }
 
     /// # Errors
     /// [`Kind::Untrusted`] if it is not as it was written.
-    pub(super) fn evidence(&self) -> Result<Evidence> {
+    pub(super) fn evidence(&self) -> Result<SignatureFiles> {
         let bytes = |text: &Option<String>| {
             let bytes = text.as_ref().map(|text| BASE64.decode(text)).transpose();
             bytes.map_err(|error| {
-                Error::new(Kind::Untrusted, "what it was proven by is damaged").because(error)
+                Error::new(Kind::Untrusted, "what it was proven by is damaged").with_source(error)
             })
         };
-        Ok(Evidence {
+        Ok(SignatureFiles {
             key: bytes(&self.key)?,
             signature: bytes(&self.signature)?,
             checksums: bytes(&self.checksums)?,
@@ -238,13 +248,13 @@ impl Note for Content {
         self.schema
     }
 }
-impl Note for Known {
+impl Note for ImageRecord {
     fn schema(&self) -> u32 {
         self.schema
     }
 }
 
-impl Note for Kept {
+impl Note for StoredProofs {
     fn schema(&self) -> u32 {
         self.schema
     }
@@ -264,7 +274,7 @@ pub(super) fn read<T: DeserializeOwned + Note>(path: &Utf8Path) -> Result<Option
     };
     let note: T = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(Kind::Io, format!("{path} is damaged"))
-            .because(error)
+            .with_source(error)
             .hint("remove it if nothing in the image store is to be kept")
     })?;
     if note.schema() > SCHEMA {
@@ -284,7 +294,7 @@ pub(super) fn write<T: Serialize>(path: &Utf8Path, note: &T) -> Result<()> {
     // tempfile makes files with mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     serde_json::to_writer_pretty(&mut file, note).map_err(|error| {
-        Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
+        Error::new(Kind::Io, format!("{path} cannot be written")).with_source(error)
     })?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| Error::from(error.error))?;

@@ -2,7 +2,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use super::*;
-use crate::image::manifest::Origin;
+use crate::image::manifest::ManifestOrigin;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -107,12 +107,12 @@ fn an_image_that_changed_is_set_aside_where_it_can_be_got_anew() {
     let image = place.adopt("demo", 1, b"disk");
     fs_err::write(image.path(), b"dusk").expect("writes");
     let (told, listener) = std::sync::mpsc::channel();
-    let feed = Feed::new(move |event| told.send(event).expect("is listened to"));
+    let events = EventSink::new(move |event| told.send(event).expect("is listened to"));
     let (name, inputs) = ("demo".parse().expect("a name"), Sha256::from_bytes([1; 32]));
     assert_eq!(
         place
             .store
-            .find_intact(&name, &inputs, Pins::default(), None, &feed)
+            .find_intact(&name, &inputs, Pins::default(), None, &events)
             .expect("sets it aside"),
         None
     );
@@ -125,7 +125,7 @@ fn an_image_that_changed_is_set_aside_where_it_can_be_got_anew() {
     assert!(text.contains("has changed") && text.contains(quarantined.as_str()), "{text}");
     let again = place.adopt("demo", 1, b"disk");
     assert_eq!(
-        place.store.find_intact(&name, &inputs, Pins::default(), None, &feed).expect("whole"),
+        place.store.find_intact(&name, &inputs, Pins::default(), None, &events).expect("whole"),
         Some(again)
     );
 }
@@ -182,7 +182,7 @@ fn an_image_whose_note_vouches_for_other_bytes_than_its_folder_is_named_after_is
     let (name, inputs) = ("demo".parse().expect("a name"), Sha256::from_bytes([1; 32]));
     let found = place
         .store
-        .find_intact(&name, &inputs, Pins::default(), None, &Feed::silent())
+        .find_intact(&name, &inputs, Pins::default(), None, &EventSink::silent())
         .expect("sets it aside");
     assert_eq!(found, None);
     let again = place.adopt("demo", 1, b"disk");
@@ -202,7 +202,7 @@ fn a_note_that_names_a_file_elsewhere_is_refused_and_that_file_stays() {
     let (name, inputs) = ("demo".parse().expect("a name"), Sha256::from_bytes([1; 32]));
     let found = place
         .store
-        .find_intact(&name, &inputs, Pins::default(), None, &Feed::silent())
+        .find_intact(&name, &inputs, Pins::default(), None, &EventSink::silent())
         .expect("sets it aside");
     assert_eq!(found, None);
     assert_eq!(fs_err::read(mine).expect("nobody moved it"), b"disk");
@@ -333,7 +333,8 @@ fn who_needs_an_image_is_still_known_when_it_was_set_aside_and_got_anew() {
     place.store.hold(&image, &lab).expect("holds");
     fs_err::write(image.path(), b"dusk").expect("writes");
     let (name, inputs) = ("demo".parse().expect("a name"), Sha256::from_bytes([1; 32]));
-    let found = place.store.find_intact(&name, &inputs, Pins::default(), None, &Feed::silent());
+    let found =
+        place.store.find_intact(&name, &inputs, Pins::default(), None, &EventSink::silent());
     assert_eq!(found.expect("sets it aside"), None);
     place.store.prune(Prune::Unused, false).expect("prunes");
     let again = place.adopt("demo", 1, b"disk");
@@ -347,7 +348,7 @@ fn an_unfinished_download_is_pruned_unless_somebody_works_on_it() {
     fs_err::create_dir(&unfinished).expect("makes");
     fs_err::write(unfinished.join("data"), b"half").expect("writes");
     let claim =
-        Claim::take(&place.store.locks(), &unfinished).expect("opens").expect("nobody has it");
+        DirLock::take(&place.store.locks(), &unfinished).expect("opens").expect("nobody has it");
     assert_eq!(place.store.prune(Prune::Unused, false).expect("prunes"), []);
     assert!(unfinished.join("data").exists(), "another run works on it");
     drop(claim);
@@ -375,7 +376,7 @@ fn what_killed_runs_left_is_swept_unless_somebody_works_on_it_or_can_go_on_with_
         left(partial("earlier").join("work")),
     ];
     let kept = [left(busy.derived().join("unfinished-x")), left(partial("download"))];
-    let claim = Claim::take(&place.store.locks(), &busy.derived()).expect("opens");
+    let claim = DirLock::take(&place.store.locks(), &busy.derived()).expect("opens");
     place.store.sweep();
     assert!(litter.iter().all(|folder| !folder.exists()), "{litter:?}");
     assert!(kept.iter().all(|folder| folder.exists()), "{kept:?}");
@@ -390,7 +391,7 @@ fn an_image_that_is_being_converted_is_not_pruned_and_what_a_killed_conversion_l
     let place = place();
     let image = place.adopt("demo", 1, b"disk");
     let unfinished = left(image.derived().join("unfinished-x"));
-    let claim = Claim::take(&place.store.locks(), &image.derived()).expect("opens");
+    let claim = DirLock::take(&place.store.locks(), &image.derived()).expect("opens");
     assert_eq!(place.store.prune(Prune::Unused, false).expect("prunes"), []);
     drop(claim.expect("nobody has it"));
     let pruned = place.store.prune(Prune::Superseded, false).expect("prunes");
@@ -407,7 +408,8 @@ fn the_quarantine_keeps_the_last_of_each_image_and_no_more() {
         let image = place.adopt(name, inputs, &[inputs; 4]);
         fs_err::write(image.path(), bytes).expect("writes");
         let (name, key) = (name.parse().expect("a name"), Sha256::from_bytes([inputs; 32]));
-        let found = place.store.find_intact(&name, &key, Pins::default(), None, &Feed::silent());
+        let found =
+            place.store.find_intact(&name, &key, Pins::default(), None, &EventSink::silent());
         assert_eq!(found.expect("sets it aside"), None);
     }
     let kept = place.store.quarantined().read_dir_utf8().expect("there");
@@ -437,7 +439,7 @@ fn a_manifest_finds_only_what_was_adopted_for_its_own_identity() {
          urls = [\"https://example.org/a.raw\"]\nsha256 = \"{}\"\n",
         "0".repeat(64)
     );
-    let manifest = Manifest::parse(&text, Origin::Text("test".into())).expect("valid");
+    let manifest = Manifest::parse(&text, ManifestOrigin::Text("test".into())).expect("valid");
     place.adopt("demo", 1, b"disk");
     assert_eq!(place.store.find(&manifest).expect("whole"), None);
 }

@@ -105,7 +105,7 @@ fn there(path: &Utf8Path) -> Result<Metadata> {
     }
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(Error::new(Kind::Io, format!("{path} cannot be made")).because(error))
+            Err(Error::new(Kind::Io, format!("{path} cannot be made")).with_source(error))
         }
         _ => Ok(fs_err::symlink_metadata(path)?),
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::format::{Compression, ImageFormat};
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
+use crate::event::EventSink;
 
 /// The most bytes that come out where the manifest does not say: more than any image that is published.
 const MOST: u64 = 256 << 30;
@@ -61,12 +61,12 @@ pub(super) fn unpack(
     (format, compression): (ImageFormat, Compression),
     to: &Utf8Path,
     limits: Limits,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<()> {
     let source = fs_err::File::open(from)?;
     let total = source.metadata()?.len();
-    let watched = Watched { inner: source, done: 0, total, feed, cancel };
+    let watched = Watched { inner: source, done: 0, total, events, cancel };
     let mut disk = File::create_new(to)?;
     let unpacked = match format {
         ImageFormat::LibvirtTarXz => {
@@ -105,7 +105,7 @@ fn decompressed<'a>(
 
 /// Says that the compressed bytes, or what is in them, cannot be read.
 fn damaged(error: &io::Error) -> Error {
-    Error::new(Kind::Untrusted, "the file is damaged").because(error.to_string())
+    Error::new(Kind::Untrusted, "the file is damaged").with_source(error.to_string())
 }
 
 /// Copies all of `reader` to the start of `disk` and returns its size.
@@ -177,7 +177,7 @@ struct Watched<'a, R> {
     inner: R,
     done: u64,
     total: u64,
-    feed: &'a Feed,
+    events: &'a EventSink,
     cancel: &'a CancellationToken,
 }
 
@@ -189,7 +189,7 @@ impl<R: Read> Read for Watched<'_, R> {
         let count = self.inner.read(buffer)?;
         let step = 4 << 20;
         if (self.done + count as u64) / step != self.done / step {
-            self.feed.bytes(self.done + count as u64, Some(self.total));
+            self.events.bytes(self.done + count as u64, Some(self.total));
         }
         self.done += count as u64;
         Ok(count)

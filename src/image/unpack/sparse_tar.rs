@@ -29,7 +29,7 @@ const PADDING: usize = 20 * 1024;
 
 /// The disk that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundDisk {
     /// Its member's name.
     pub name: String,
     /// Its file's size in bytes, holes counted.
@@ -40,7 +40,7 @@ pub struct Found {
 ///
 /// # Errors
 /// [`Kind::Untrusted`] with the reason.
-pub fn disk(mut reader: impl Read, disk: &mut impl Holes, limits: Limits) -> Result<Found> {
+pub fn disk(mut reader: impl Read, disk: &mut impl Holes, limits: Limits) -> Result<FoundDisk> {
     let mut out = Out { disk, written: 0, limits };
     let mut names = BTreeSet::new();
     let mut found = None;
@@ -57,7 +57,7 @@ pub fn disk(mut reader: impl Read, disk: &mut impl Holes, limits: Limits) -> Res
                 return Err(refused(format!("its disk claims {size} bytes")));
             }
             pieces(&mut reader, &member, &mut out)?;
-            found = Some(Found { name: member.name, size });
+            found = Some(FoundDisk { name: member.name, size });
         } else if is_text(&member) {
             skip(&mut reader, member.stored)?;
         } else {
@@ -73,7 +73,7 @@ fn refused(why: impl std::fmt::Display) -> Error {
 }
 
 /// A member, up to its data.
-struct Member {
+struct TarMember {
     name: String,
     /// Its size as a file.
     size: u64,
@@ -84,7 +84,7 @@ struct Member {
 }
 
 /// XML for libvirt, or a text such as `KICKSECURE_DISCLAIMER`.
-fn is_text(member: &Member) -> bool {
+fn is_text(member: &TarMember) -> bool {
     let capitals = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     member.size <= LONGEST_TEXT
         && member.map == [(0, member.size)]
@@ -92,7 +92,7 @@ fn is_text(member: &Member) -> bool {
 }
 
 /// Reads the next member's header; `None` at the end of the tar.
-fn next(reader: &mut impl Read) -> Result<Option<Member>> {
+fn next(reader: &mut impl Read) -> Result<Option<TarMember>> {
     let bytes = block(reader)?;
     if bytes == [0; BLOCK] {
         return Ok(None);
@@ -116,7 +116,7 @@ fn next(reader: &mut impl Read) -> Result<Option<Member>> {
         }
         _ => return Err(refused(format!("`{name}` is neither a plain file nor a sparse one"))),
     };
-    Ok(Some(Member { name, size, stored, map }))
+    Ok(Some(TarMember { name, size, stored, map }))
 }
 
 /// Reads the map of a sparse member: in the header, and then in blocks of its own.
@@ -159,7 +159,11 @@ fn sparse_map(
 }
 
 /// Copies a member's pieces to where they belong.
-fn pieces<H: Holes>(reader: &mut impl Read, member: &Member, out: &mut Out<'_, H>) -> Result<()> {
+fn pieces<H: Holes>(
+    reader: &mut impl Read,
+    member: &TarMember,
+    out: &mut Out<'_, H>,
+) -> Result<()> {
     let mut piece = vec![0; PIECE];
     for (start, length) in &member.map {
         let (mut at, mut left) = (*start, *length);

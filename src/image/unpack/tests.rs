@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use camino::Utf8PathBuf;
 
-use super::sparse_tar::{Found, disk};
+use super::sparse_tar::{FoundDisk, disk};
 use super::*;
 
 const ROOMY: Limits = Limits { bytes: 1 << 30, written: 1 << 30 };
@@ -71,7 +71,7 @@ impl Place {
         self.write("packed", packed);
         let to = self.path("unpacked");
         let cancel = CancellationToken::new();
-        unpack(&self.path("packed"), form, &to, limits, &Feed::silent(), &cancel).map(|()| to)
+        unpack(&self.path("packed"), form, &to, limits, &EventSink::silent(), &cancel).map(|()| to)
     }
 }
 
@@ -111,7 +111,7 @@ fn a_tar_without_sparse_members_gets_holes_too() {
     let target = place.path("target");
     let mut file = File::create(&target).expect("makes");
     let found = disk(&packed[..], &mut file, ROOMY).expect("found");
-    assert_eq!(found, Found { name: "Demo.qcow2".into(), size: 64 << 20 });
+    assert_eq!(found, FoundDisk { name: "Demo.qcow2".into(), size: 64 << 20 });
     assert!(file.metadata().expect("there").blocks() * 512 < 8 << 20);
 }
 

@@ -68,5 +68,5 @@ impl Drop for Archive {
 }
 
 fn failed(path: &Utf8Path, error: std::io::Error) -> Error {
-    Error::new(Kind::Io, format!("{path} cannot be written")).because(error)
+    Error::new(Kind::Io, format!("{path} cannot be written")).with_source(error)
 }

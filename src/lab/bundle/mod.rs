@@ -20,8 +20,8 @@ use super::directory::Lab;
 use super::numbered::Numbered;
 use super::private;
 use crate::error::{Error, Kind, Result};
-use crate::event::Feed;
-use crate::host::{Command, HostRef, Patience};
+use crate::event::EventSink;
+use crate::host::{Command, HostRef, TimeoutScale};
 
 /// How many bundles of a lab are kept; an older one goes when a new one is made.
 const KEPT: usize = 5;
@@ -32,13 +32,13 @@ const SILENCE: Duration = Duration::from_secs(20);
 
 /// A machine to ask.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct BundleSource {
     /// Its name, `L0` or the guest's: the folder in the bundle.
     pub name: String,
     /// The machine.
     pub host: HostRef,
     /// How slow it is.
-    pub patience: Patience,
+    pub patience: TimeoutScale,
     /// Its files to take: the name in the bundle, and the path there.
     pub files: Vec<(String, Utf8PathBuf)>,
 }
@@ -60,9 +60,9 @@ pub struct Bundle {
 /// [`Kind::Io`] if the archive cannot be written, [`Kind::Interrupted`].
 pub async fn bundle(
     lab: &Lab,
-    sources: &[Source],
+    sources: &[BundleSource],
     unreachable: Vec<(String, String)>,
-    feed: &Feed,
+    events: &EventSink,
     cancel: &CancellationToken,
 ) -> Result<Bundle> {
     let (directory, beginning) = (lab.logs(), format!("nestlab-{}-", lab.name()));
@@ -81,7 +81,7 @@ pub async fn bundle(
             () = cancel.cancelled() => {
                 return Err(Error::new(Kind::Interrupted, "interrupted; no bundle was made"));
             }
-            asked = gathering.ask(source, feed) => asked?,
+            asked = gathering.ask(source, events) => asked?,
         }
     }
     gathering.finish()
@@ -126,8 +126,8 @@ impl Gathering {
         Ok(())
     }
 
-    async fn ask(&mut self, source: &Source, feed: &Feed) -> Result<()> {
-        feed.doing(format!("asking {}", source.name));
+    async fn ask(&mut self, source: &BundleSource, events: &EventSink) -> Result<()> {
+        events.doing(format!("asking {}", source.name));
         let questions = questions::of(&*source.host);
         for (file, command) in questions {
             self.put_answer(source, &format!("{}/{file}", source.name), command).await?;
@@ -141,7 +141,12 @@ impl Gathering {
     }
 
     /// Puts what `command` answers into the bundle, or why it did not.
-    async fn put_answer(&mut self, source: &Source, name: &str, command: Command) -> Result<()> {
+    async fn put_answer(
+        &mut self,
+        source: &BundleSource,
+        name: &str,
+        command: Command,
+    ) -> Result<()> {
         let command = command.silence(source.patience.limit(SILENCE));
         match source.host.run(&command).await {
             Ok(output) if output.exit.success() => self.add(name, end_of(&output.stdout)),
@@ -219,14 +224,14 @@ mod tests {
             .collect()
     }
 
-    fn here(files: Vec<(String, Utf8PathBuf)>) -> Source {
+    fn here(files: Vec<(String, Utf8PathBuf)>) -> BundleSource {
         let host = Arc::new(Local::new());
-        Source { name: "L0".into(), host, patience: Patience::NATIVE, files }
+        BundleSource { name: "L0".into(), host, patience: TimeoutScale::NATIVE, files }
     }
 
     async fn make(lab: &Lab, files: Vec<(String, Utf8PathBuf)>) -> Bundle {
         let unreachable = vec![("l1".to_owned(), "does not answer".to_owned())];
-        bundle(lab, &[here(files)], unreachable, &Feed::silent(), &CancellationToken::new())
+        bundle(lab, &[here(files)], unreachable, &EventSink::silent(), &CancellationToken::new())
             .await
             .expect("a bundle")
     }
@@ -320,9 +325,13 @@ mod tests {
         let cancel = CancellationToken::new();
         cancel.cancel();
         let host = Arc::new(crate::host::scripted::Scripted::new("L0"));
-        let source =
-            Source { name: "L0".into(), host, patience: Patience::NATIVE, files: Vec::new() };
-        let made = bundle(&lab, &[source], Vec::new(), &Feed::silent(), &cancel).await;
+        let source = BundleSource {
+            name: "L0".into(),
+            host,
+            patience: TimeoutScale::NATIVE,
+            files: Vec::new(),
+        };
+        let made = bundle(&lab, &[source], Vec::new(), &EventSink::silent(), &cancel).await;
         assert_eq!(made.expect_err("was cancelled").kind(), Kind::Interrupted);
         assert_eq!(lab.logs().read_dir_utf8().expect("lists").count(), 0);
     }

@@ -3,10 +3,10 @@
 use crate::host::{Command, Host};
 
 /// A question: the file of the answer, whether only root may ask, and the argument vector.
-type Question = (&'static str, bool, &'static [&'static str]);
+type BundleQuestion = (&'static str, bool, &'static [&'static str]);
 
 /// What every level is asked, this machine included: nothing of what its user does.
-const EVERYWHERE: &[Question] = &[
+const EVERYWHERE: &[BundleQuestion] = &[
     ("uname", false, &["uname", "-a"]),
     ("os-release", false, &["cat", "/etc/os-release"]),
     ("cpuinfo", false, &["cat", "/proc/cpuinfo"]),
@@ -21,7 +21,7 @@ const EVERYWHERE: &[Question] = &[
 ];
 
 /// What guests are asked besides: they are nestlab's own.
-const IN_GUESTS: &[Question] = &[
+const IN_GUESTS: &[BundleQuestion] = &[
     ("virtualbox-vms", false, &["VBoxManage", "list", "--long", "vms"]),
     ("processes", false, &["ps", "ax"]),
     ("addresses", false, &["ip", "address"]),

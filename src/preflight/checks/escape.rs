@@ -3,9 +3,9 @@
 
 use super::{not_applicable, processor};
 use crate::hypervisor::Acceleration;
-use crate::preflight::look::Look;
+use crate::preflight::host_files::HostFiles;
+use crate::preflight::host_report::HostReport;
 use crate::preflight::needs::Needs;
-use crate::preflight::survey::Survey;
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
 
@@ -14,79 +14,83 @@ pub(super) const NAMES: &str = "CVE-2026-53359 and CVE-2026-46113";
 
 /// The first kernel of each series that has both fixes (kernel.org's releases of 2026-07-04, as cozystack's
 /// ansible-cozystack#61 lists them); 7.2 has had them from its first candidate on.
-const FIXED: [Version; 7] = [
-    Version(7, 1, 3),
-    Version(6, 18, 38),
-    Version(6, 12, 95),
-    Version(6, 6, 144),
-    Version(6, 1, 177),
-    Version(5, 15, 211),
-    Version(5, 10, 260),
+const FIXED: [KernelVersion; 7] = [
+    KernelVersion(7, 1, 3),
+    KernelVersion(6, 18, 38),
+    KernelVersion(6, 12, 95),
+    KernelVersion(6, 6, 144),
+    KernelVersion(6, 1, 177),
+    KernelVersion(5, 15, 211),
+    KernelVersion(5, 10, 260),
 ];
 
 /// The first series that was released with the fixes.
-const FIXED_FROM: Version = Version(7, 2, 0);
+const FIXED_FROM: KernelVersion = KernelVersion(7, 2, 0);
 
 /// A kernel of kernel.org's: `6.12.95`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Version(u32, u32, u32);
+struct KernelVersion(u32, u32, u32);
 
-impl std::fmt::Display for Version {
+impl std::fmt::Display for KernelVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", self.0, self.1, self.2)
     }
 }
 
-impl Version {
+impl KernelVersion {
     /// Reads what `text` begins with, and returns it with what follows.
-    fn parse(text: &str) -> Option<(Version, &str)> {
+    fn parse(text: &str) -> Option<(KernelVersion, &str)> {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (numbers, rest) = text.split_at(end);
         let mut parts = numbers.trim_end_matches('.').split('.').map(str::parse);
         let (major, minor) = (parts.next()?.ok()?, parts.next()?.ok()?);
         let patch = parts.next().unwrap_or(Ok(0)).ok()?;
-        Some((Version(major, minor, patch), rest))
+        Some((KernelVersion(major, minor, patch), rest))
     }
 }
 
 /// What a kernel's version tells.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum KernelVerdict {
     /// It has both fixes.
     Fixed,
     /// It has not; the first of its series that has, or of the next.
-    Open(Version),
+    Open(KernelVersion),
     /// The distribution counts by itself, and may have taken the fixes into an older version.
     CannotTell,
 }
 
-fn state(survey: &Survey) -> State {
+fn state(survey: &HostFiles) -> KernelVerdict {
     let release = survey.kernel();
-    let Some((version, rest)) = Version::parse(&release) else { return State::CannotTell };
+    let Some((version, rest)) = KernelVersion::parse(&release) else {
+        return KernelVerdict::CannotTell;
+    };
     if version >= FIXED_FROM {
-        return State::Fixed;
+        return KernelVerdict::Fixed;
     }
     // Debian names a stable kernel's interface, `6.1.0-37-amd64`, and tells kernel.org's version behind it.
     let debian = survey.text("/proc/version").and_then(|text| {
         let (_, version) = text.split_once(" Debian ")?;
-        Version::parse(version).map(|(version, _)| version)
+        KernelVersion::parse(version).map(|(version, _)| version)
     });
     if debian.is_none() && counts_by_itself(version, rest) {
-        return State::CannotTell;
+        return KernelVerdict::CannotTell;
     }
     let version = debian.unwrap_or(version);
-    let series = |fixed: &&Version| (fixed.0, fixed.1) == (version.0, version.1);
+    let series = |fixed: &&KernelVersion| (fixed.0, fixed.1) == (version.0, version.1);
     match FIXED.iter().find(series) {
-        Some(fixed) if version >= *fixed => State::Fixed,
-        Some(fixed) => State::Open(*fixed),
+        Some(fixed) if version >= *fixed => KernelVerdict::Fixed,
+        Some(fixed) => KernelVerdict::Open(*fixed),
         // A series that had ended before: the next one up has them.
-        None => State::Open(*FIXED.iter().rfind(|fixed| **fixed > version).unwrap_or(&FIXED_FROM)),
+        None => KernelVerdict::Open(
+            *FIXED.iter().rfind(|fixed| **fixed > version).unwrap_or(&FIXED_FROM),
+        ),
     }
 }
 
 /// Returns whether a kernel's release, `version` and the `rest` behind it, is a distribution's own: Ubuntu's
 /// `6.8.0-60-generic`, Red Hat's `5.14.0-570.el9.x86_64`, Proxmox' `6.14.8-2-pve`.
-fn counts_by_itself(version: Version, rest: &str) -> bool {
+fn counts_by_itself(version: KernelVersion, rest: &str) -> bool {
     let counted =
         rest.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     version.2 == 0 && counted
@@ -95,7 +99,7 @@ fn counts_by_itself(version: Version, rest: &str) -> bool {
         || rest.contains(".amzn")
 }
 
-pub(super) fn nesting(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn nesting(look: &HostReport, needs: &Needs) -> Finding {
     let id = "nesting-escape";
     let source = "uname -r, /proc/version";
     if needs.excludes(HypervisorKind::Qemu) {
@@ -114,8 +118,8 @@ pub(super) fn nesting(look: &Look, needs: &Needs) -> Finding {
     }
     let release = look.survey.kernel();
     match state(&look.survey) {
-        State::Fixed => Finding::new(id, Verdict::Ok, format!("{release} has the fixes")),
-        State::Open(fixed) => Finding::new(
+        KernelVerdict::Fixed => Finding::new(id, Verdict::Ok, format!("{release} has the fixes")),
+        KernelVerdict::Open(fixed) => Finding::new(
             id,
             Verdict::Warn,
             format!("{release} lets a guest that nests break out of it ({NAMES}); fixed in {fixed}"),
@@ -123,7 +127,7 @@ pub(super) fn nesting(look: &Look, needs: &Needs) -> Finding {
         .remedy(format!(
             "run {fixed} or newer; until then, let no guest nest that you would not run as root"
         )),
-        State::CannotTell => Finding::new(
+        KernelVerdict::CannotTell => Finding::new(
             id,
             Verdict::Warn,
             format!("cannot tell whether {release} has the fixes for {NAMES}: its distribution counts by itself"),
@@ -135,7 +139,7 @@ pub(super) fn nesting(look: &Look, needs: &Needs) -> Finding {
 }
 
 /// Returns the command that looks for the fixes in the changelog of the distribution's package.
-fn changelog(look: &Look) -> &'static str {
+fn changelog(look: &HostReport) -> &'static str {
     if look.survey.has("/usr/bin/apt-get") {
         r#"apt changelog "linux-image-$(uname -r)" | grep -E 'CVE-2026-(53359|46113)'"#
     } else {
@@ -147,26 +151,26 @@ fn changelog(look: &Look) -> &'static str {
 mod tests {
     use super::*;
 
-    fn state_of(release: &str, version: &str) -> State {
+    fn state_of(release: &str, version: &str) -> KernelVerdict {
         let files = [("/proc/sys/kernel/osrelease", release), ("/proc/version", version)];
-        state(&Survey::of(&files))
+        state(&HostFiles::of(&files))
     }
 
     #[test]
     fn a_kernel_of_kernel_org_is_told_by_its_version() {
         for (release, fixed) in [
-            ("7.2.13+deb14-amd64", State::Fixed),
-            ("7.2.0-rc1", State::Fixed),
-            ("8.0.1", State::Fixed),
-            ("7.1.3-arch1-1", State::Fixed),
-            ("7.1.2-arch1-1", State::Open(Version(7, 1, 3))),
-            ("7.0.9", State::Open(Version(7, 1, 3))),
-            ("6.18.38", State::Fixed),
-            ("6.17.13-200.fc43.x86_64", State::Open(Version(6, 18, 38))),
-            ("6.12.94+deb13-amd64", State::Open(Version(6, 12, 95))),
-            ("6.12.95+deb13-amd64", State::Fixed),
-            ("5.10.261", State::Fixed),
-            ("4.19.300", State::Open(Version(5, 10, 260))),
+            ("7.2.13+deb14-amd64", KernelVerdict::Fixed),
+            ("7.2.0-rc1", KernelVerdict::Fixed),
+            ("8.0.1", KernelVerdict::Fixed),
+            ("7.1.3-arch1-1", KernelVerdict::Fixed),
+            ("7.1.2-arch1-1", KernelVerdict::Open(KernelVersion(7, 1, 3))),
+            ("7.0.9", KernelVerdict::Open(KernelVersion(7, 1, 3))),
+            ("6.18.38", KernelVerdict::Fixed),
+            ("6.17.13-200.fc43.x86_64", KernelVerdict::Open(KernelVersion(6, 18, 38))),
+            ("6.12.94+deb13-amd64", KernelVerdict::Open(KernelVersion(6, 12, 95))),
+            ("6.12.95+deb13-amd64", KernelVerdict::Fixed),
+            ("5.10.261", KernelVerdict::Fixed),
+            ("4.19.300", KernelVerdict::Open(KernelVersion(5, 10, 260))),
         ] {
             assert_eq!(state_of(release, ""), fixed, "{release}");
         }
@@ -179,9 +183,9 @@ mod tests {
                 "Linux version 6.1.0-37-amd64 (debian-kernel@lists.debian.org) #1 SMP PREEMPT_DYNAMIC Debian {package} (2026-07-10)"
             )
         };
-        assert_eq!(state_of("6.1.0-37-amd64", &version("6.1.177-1")), State::Fixed);
+        assert_eq!(state_of("6.1.0-37-amd64", &version("6.1.177-1")), KernelVerdict::Fixed);
         let old = state_of("6.1.0-37-amd64", &version("6.1.140-1"));
-        assert_eq!(old, State::Open(Version(6, 1, 177)));
+        assert_eq!(old, KernelVerdict::Open(KernelVersion(6, 1, 177)));
     }
 
     #[test]
@@ -193,7 +197,7 @@ mod tests {
             "6.12.73-95.amzn2023.x86_64",
             "no number",
         ] {
-            assert_eq!(state_of(release, ""), State::CannotTell, "{release}");
+            assert_eq!(state_of(release, ""), KernelVerdict::CannotTell, "{release}");
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use super::not_applicable;
 use crate::hypervisor::{Acceleration, Probe};
-use crate::preflight::look::Look;
+use crate::preflight::host_report::HostReport;
 use crate::preflight::needs::Needs;
 use crate::preflight::systems;
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
 
-pub(super) fn hypervisor(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn hypervisor(look: &HostReport, needs: &Needs) -> Finding {
     let id = "hypervisor";
     let source = "a probe of each hypervisor";
     let working: Vec<(HypervisorKind, &Probe)> = needs
@@ -68,7 +68,7 @@ pub(super) fn hypervisor(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn mixed(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn mixed(look: &HostReport, needs: &Needs) -> Finding {
     let id = "mixed-hypervisors";
     // Said once, not again at every level.
     if needs.level > 0 {

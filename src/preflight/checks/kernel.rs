@@ -3,20 +3,20 @@
 use super::{not_applicable, processor};
 use crate::guest::clock::{Offset, TOLERANCE};
 use crate::guest::kernel;
-use crate::preflight::look::{Look, Question};
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
 
 /// Returns whether VirtualBox, which brings modules of its own, may run guests here.
-fn needs_modules(look: &Look, needs: &Needs) -> bool {
+fn needs_modules(look: &HostReport, needs: &Needs) -> bool {
     match needs.hypervisor {
         Some(_) => needs.requires(HypervisorKind::VirtualBox),
         None => look.survey.has("/dev/vboxdrv"),
     }
 }
 
-pub(super) fn secure_boot(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn secure_boot(look: &HostReport, needs: &Needs) -> Finding {
     let id = "secure-boot";
     let source = "/sys/firmware/efi/efivars/SecureBoot-*";
     match look.survey.secure_boot() {
@@ -29,7 +29,7 @@ pub(super) fn secure_boot(look: &Look, needs: &Needs) -> Finding {
     }
     let source = "mokutil --test-key /var/lib/dkms/mok.pub";
     // It exits 1 for a key that is enrolled already, and has said so since 0.3.
-    if look.text(Question::MokEnrolled).contains("is already enrolled") {
+    if look.text(HostCommand::MokEnrolled).contains("is already enrolled") {
         return Finding::new(id, Verdict::Ok, "on, and DKMS's key is enrolled").from(source);
     }
     if look.survey.has("/dev/vboxdrv") {
@@ -42,7 +42,7 @@ pub(super) fn secure_boot(look: &Look, needs: &Needs) -> Finding {
         .command("sudo systemctl reboot")
 }
 
-pub(super) fn headers(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn headers(look: &HostReport, needs: &Needs) -> Finding {
     let id = "kernel-headers";
     let release = look.survey.kernel();
     let makefile = format!("/lib/modules/{release}/build/Makefile");
@@ -68,7 +68,7 @@ pub(super) fn headers(look: &Look, needs: &Needs) -> Finding {
         .command("sudo apt install --no-install-recommends \"linux-headers-$(uname -r)\"")
 }
 
-pub(super) fn pending_reboot(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn pending_reboot(look: &HostReport, needs: &Needs) -> Finding {
     let id = "pending-reboot";
     let running = look.survey.kernel();
     let newest = look
@@ -103,11 +103,11 @@ pub(super) fn pending_reboot(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn clock(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn clock(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "clock";
     if look.local {
         let source = "timedatectl";
-        return match look.text(Question::ClockSynchronized) {
+        return match look.text(HostCommand::ClockSynchronized) {
             "yes" => Finding::new(id, Verdict::Ok, "set over the network").from(source),
             "no" => Finding::new(id, Verdict::Warn, "not set over the network")
                 .from(source)
@@ -137,7 +137,7 @@ const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current
 /// Clocks that a VM's kernel reads without leaving the VM.
 const INSIDE: [&str; 4] = ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"];
 
-pub(super) fn clock_source(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn clock_source(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "clock-source";
     let Some(clock) = look.survey.text(CLOCK_SOURCE) else {
         return not_applicable(id, "nothing here tells");
@@ -162,7 +162,7 @@ pub(super) fn clock_source(look: &Look, _needs: &Needs) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::survey::Survey;
+    use crate::preflight::host_files::HostFiles;
 
     #[test]
     fn a_vm_whose_clock_is_read_outside_of_it_is_told_so() {
@@ -174,11 +174,11 @@ mod tests {
             (emulated, "kvm-clock\n", Verdict::Ok),
             ("flags\t\t: fpu tsc svm npt", "hpet\n", Verdict::NotApplicable),
         ] {
-            let survey = Survey::of(&[("/proc/cpuinfo", flags), (CLOCK_SOURCE, clock)]);
-            let finding = clock_source(&Look::of(survey, &[]), &Needs::nothing("/"));
+            let survey = HostFiles::of(&[("/proc/cpuinfo", flags), (CLOCK_SOURCE, clock)]);
+            let finding = clock_source(&HostReport::of(survey, &[]), &Needs::nothing("/"));
             assert_eq!(finding.verdict, verdict, "{flags}, {clock}");
         }
-        let silent = Look::of(Survey::of(&[("/proc/cpuinfo", emulated)]), &[]);
+        let silent = HostReport::of(HostFiles::of(&[("/proc/cpuinfo", emulated)]), &[]);
         let finding = clock_source(&silent, &Needs::nothing("/"));
         assert_eq!(finding.verdict, Verdict::NotApplicable);
     }

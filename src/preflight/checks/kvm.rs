@@ -1,9 +1,9 @@
 //! KVM.
 
 use super::{escape, not_applicable, processor};
-use crate::guest::proof::Virtualization;
+use crate::guest::virt_check::Virtualization;
 use crate::hypervisor::{Acceleration, Nesting};
-use crate::preflight::look::{Look, Question};
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
@@ -24,7 +24,7 @@ fn unused(id: &'static str, needs: &Needs) -> Option<Finding> {
         .then(|| not_applicable(id, "VirtualBox runs the guests here"))
 }
 
-pub(super) fn device(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn device(look: &HostReport, needs: &Needs) -> Finding {
     let id = "kvm-device";
     if let Some(finding) = unused(id, needs) {
         return finding;
@@ -47,7 +47,7 @@ pub(super) fn device(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn runs_guests(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn runs_guests(look: &HostReport, needs: &Needs) -> Finding {
     let id = "kvm-runs-guests";
     if let Some(finding) = unused(id, needs) {
         return finding;
@@ -73,7 +73,7 @@ pub(super) fn runs_guests(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn nested(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn nested(look: &HostReport, needs: &Needs) -> Finding {
     let id = "kvm-nested";
     if let Some(finding) = unused(id, needs) {
         return finding;
@@ -103,7 +103,7 @@ pub(super) fn nested(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-fn switched_off(look: &Look, needs: &Needs, module: &str) -> Finding {
+fn switched_off(look: &HostReport, needs: &Needs, module: &str) -> Finding {
     let needed = needs.nests_in(HypervisorKind::Qemu) && needs.requires(HypervisorKind::Qemu);
     let verdict = if needed { Verdict::Fail } else { Verdict::Warn };
     if let Some(file) = look.survey.switches_off(module, "nested") {
@@ -134,26 +134,26 @@ fn on_purpose(verdict: Verdict, file: &str) -> Finding {
 }
 
 /// Returns whether KVM guests run on the host, as the use count of its module tells.
-pub(in crate::preflight) fn running_guests(look: &Look) -> u32 {
+pub(in crate::preflight) fn running_guests(look: &HostReport) -> u32 {
     let modules = ["kvm_amd", "kvm_intel"];
     modules.iter().filter_map(|module| look.survey.module_users(module)).sum()
 }
 
 /// Returns whether the user is in the group `name`.
-pub(in crate::preflight) fn in_group(look: &Look, name: &str) -> bool {
+pub(in crate::preflight) fn in_group(look: &HostReport, name: &str) -> bool {
     // uid=1000(u) gid=1000(u) groups=1000(u),27(sudo)
-    let id = look.text(Question::User);
+    let id = look.text(HostCommand::User);
     id.contains(&format!("({name})"))
 }
 
 /// Returns whether the user is root.
-pub(in crate::preflight) fn is_root(look: &Look) -> bool {
-    look.text(Question::User).starts_with("uid=0(")
+pub(in crate::preflight) fn is_root(look: &HostReport) -> bool {
+    look.text(HostCommand::User).starts_with("uid=0(")
 }
 
 /// Returns the user's name.
-pub(in crate::preflight) fn user_name(look: &Look) -> Option<String> {
-    let id = look.text(Question::User);
+pub(in crate::preflight) fn user_name(look: &HostReport) -> Option<String> {
+    let id = look.text(HostCommand::User);
     let (_, rest) = id.strip_prefix("uid=")?.split_once('(')?;
     Some(rest.split_once(')')?.0.to_owned())
 }

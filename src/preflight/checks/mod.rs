@@ -11,144 +11,152 @@ mod resources;
 pub(super) mod surroundings;
 mod virtualbox;
 
-use super::look::Look;
+use super::host_report::HostReport;
 use super::needs::{Needs, Stage};
 use super::{Finding, Verdict};
 
 /// A check: its id, what it asks, and how it is answered.
-pub(super) struct Check {
+pub(super) struct HostCheck {
     /// The id in findings.
     pub(super) id: &'static str,
     /// What it asks, for the page.
     pub(super) question: &'static str,
-    judge: fn(&Look, &Needs) -> Finding,
+    judge: fn(&HostReport, &Needs) -> Finding,
 }
 
 /// Every check that is answered from a look, in the order in which they are told.
-pub(super) const CHECKS: &[Check] = &[
-    Check {
+pub(super) const CHECKS: &[HostCheck] = &[
+    HostCheck {
         id: "architecture",
         question: "Is it a 64-bit x86 processor with a 64-bit system?",
         judge: processor::architecture,
     },
-    Check {
+    HostCheck {
         id: "system",
         question: "What does it run under, and can guests run guests there?",
         judge: surroundings::system,
     },
-    Check { id: "container", question: "Is it a container?", judge: surroundings::container },
-    Check {
+    HostCheck { id: "container", question: "Is it a container?", judge: surroundings::container },
+    HostCheck {
         id: "virtualization",
         question: "Does the processor show svm or vmx?",
         judge: processor::virtualization,
     },
-    Check {
+    HostCheck {
         id: "nested-paging",
         question: "Does it walk guests' page tables (NPT, EPT)?",
         judge: processor::nested_paging,
     },
-    Check {
+    HostCheck {
         id: "unrestricted-guest",
         question: "Can an Intel processor run guests in real mode?",
         judge: processor::unrestricted_guest,
     },
-    Check {
+    HostCheck {
         id: "firmware-lock",
         question: "Does the firmware keep virtualization off?",
         judge: processor::firmware_lock,
     },
-    Check {
+    HostCheck {
         id: "hypervisor",
         question: "Is there a hypervisor that can run guests?",
         judge: hypervisors::hypervisor,
     },
-    Check { id: "kvm-device", question: "Is /dev/kvm there, for this user?", judge: kvm::device },
-    Check {
+    HostCheck {
+        id: "kvm-device",
+        question: "Is /dev/kvm there, for this user?",
+        judge: kvm::device,
+    },
+    HostCheck {
         id: "kvm-runs-guests",
         question: "Does a micro-guest really run on KVM?",
         judge: kvm::runs_guests,
     },
-    Check {
+    HostCheck {
         id: "kvm-nested",
         question: "Does KVM pass virtualization on to its guests?",
         judge: kvm::nested,
     },
-    Check {
+    HostCheck {
         id: "nesting-escape",
         question: "Does this kernel hold a guest of KVM that nests (CVE-2026-53359, CVE-2026-46113)?",
         judge: escape::nesting,
     },
-    Check {
+    HostCheck {
         id: "virtualbox-version",
         question: "Is VirtualBox there, and new enough to nest?",
         judge: virtualbox::version,
     },
-    Check {
+    HostCheck {
         id: "virtualbox-driver",
         question: "Is VirtualBox's kernel driver loaded?",
         judge: virtualbox::driver,
     },
-    Check {
+    HostCheck {
         id: "virtualbox-group",
         question: "May this user use VirtualBox fully?",
         judge: virtualbox::group,
     },
-    Check {
+    HostCheck {
         id: "virtualbox-nem",
         question: "Does VirtualBox have to share the processor with Hyper-V?",
         judge: virtualbox::nem,
     },
-    Check {
+    HostCheck {
         id: "kvm-and-virtualbox",
         question: "Do KVM and VirtualBox get on with each other here?",
         judge: virtualbox::beside_kvm,
     },
-    Check {
+    HostCheck {
         id: "mixed-hypervisors",
         question: "Do different hypervisors stand on top of each other?",
         judge: hypervisors::mixed,
     },
-    Check {
+    HostCheck {
         id: "secure-boot",
         question: "Does Secure Boot let VirtualBox's driver in?",
         judge: kernel::secure_boot,
     },
-    Check {
+    HostCheck {
         id: "kernel-headers",
         question: "Can modules be built for the running kernel?",
         judge: kernel::headers,
     },
-    Check {
+    HostCheck {
         id: "pending-reboot",
         question: "Does the machine wait for a reboot?",
         judge: kernel::pending_reboot,
     },
-    Check { id: "packages", question: "Are all packages whole?", judge: packages::whole },
-    Check { id: "root", question: "Can packages be installed?", judge: packages::root },
-    Check {
+    HostCheck { id: "packages", question: "Are all packages whole?", judge: packages::whole },
+    HostCheck { id: "root", question: "Can packages be installed?", judge: packages::root },
+    HostCheck {
         id: "cpus",
         question: "Are there enough cores for every level?",
         judge: resources::cpus,
     },
-    Check {
+    HostCheck {
         id: "memory",
         question: "Is there enough memory for every level?",
         judge: resources::memory,
     },
-    Check { id: "disk", question: "Is there enough disk space?", judge: resources::disk },
-    Check {
+    HostCheck { id: "disk", question: "Is there enough disk space?", judge: resources::disk },
+    HostCheck {
         id: "subnets",
         question: "Do the guests' networks differ from those around them?",
         judge: network::subnets,
     },
-    Check {
+    HostCheck {
         id: "host-loopback",
         question: "Do guests reach services on this host's loopback, or need what is there?",
         judge: network::loopback,
     },
-    Check { id: "ports", question: "Are there free ports for forwarding?", judge: network::ports },
-    Check { id: "clock", question: "Is the clock right?", judge: kernel::clock },
-    Check {
+    HostCheck {
+        id: "ports",
+        question: "Are there free ports for forwarding?",
+        judge: network::ports,
+    },
+    HostCheck { id: "clock", question: "Is the clock right?", judge: kernel::clock },
+    HostCheck {
         id: "clock-source",
         question: "Does a VM's kernel read its clock without leaving the VM?",
         judge: kernel::clock_source,
@@ -176,14 +184,14 @@ const PROVISIONED: [&str; 12] = [
 const EVERY_TIME: [&str; 3] = ["kvm-nested", "nesting-escape", "kvm-and-virtualbox"];
 
 /// Answers the checks of [`EVERY_TIME`].
-pub(super) fn judge_again(look: &Look, needs: &Needs) -> Vec<Finding> {
+pub(super) fn judge_again(look: &HostReport, needs: &Needs) -> Vec<Finding> {
     let again = CHECKS.iter().filter(|check| EVERY_TIME.contains(&check.id));
     again.map(|check| (check.judge)(look, needs)).collect()
 }
 
 /// Answers every check.
-pub(super) fn judge(look: &Look, needs: &Needs) -> Vec<Finding> {
-    let answer = |check: &Check| match needs.stage {
+pub(super) fn judge(look: &HostReport, needs: &Needs) -> Vec<Finding> {
+    let answer = |check: &HostCheck| match needs.stage {
         Stage::Reached if PROVISIONED.contains(&check.id) => {
             not_applicable(check.id, "nestlab sees to it next")
         }

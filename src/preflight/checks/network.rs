@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::{not_applicable, resources};
 use crate::host::{Host, StreamAddress, facts};
 use crate::hypervisor::virtualbox;
-use crate::preflight::look::Look;
+use crate::preflight::host_files::HostFiles;
+use crate::preflight::host_report::HostReport;
 use crate::preflight::needs::{Destination, Needs};
-use crate::preflight::survey::Survey;
 use crate::preflight::{Finding, Verdict};
-use crate::recipe::budget::{self, Network, Resources};
+use crate::recipe::budget::{self, Ipv4Network, Resources};
 use crate::recipe::{Guest, HypervisorKind};
 
 const ROUTES: &str = "/proc/net/route";
@@ -17,7 +17,7 @@ const ROUTES: &str = "/proc/net/route";
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
-pub(super) fn subnets(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn subnets(look: &HostReport, needs: &Needs) -> Finding {
     let id = "subnets";
     let source = ROUTES;
     let networks = networks(&look.survey);
@@ -40,7 +40,7 @@ pub(super) fn subnets(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn loopback(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn loopback(look: &HostReport, needs: &Needs) -> Finding {
     let id = "host-loopback";
     let source = "the recipe's mirror and proxy";
     let Some(demand) = &needs.recipe else { return not_applicable(id, "no recipe") };
@@ -97,7 +97,7 @@ fn is_loopback(url: &url::Url) -> bool {
     }
 }
 
-pub(super) fn ports(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn ports(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "ports";
     let source = "/proc/net/tcp";
     let Some(table) = look.survey.text(source) else {
@@ -132,9 +132,10 @@ pub(in crate::preflight) async fn reach(host: &dyn Host, needs: &Needs) -> Vec<F
 }
 
 /// Returns the networks that the host is in or routes to, without the default route.
-fn networks(survey: &Survey) -> Vec<Network> {
+fn networks(survey: &HostFiles) -> Vec<Ipv4Network> {
     let routes = survey.text(ROUTES).unwrap_or_default();
-    let network = |found: facts::Network| Network { address: found.address, prefix: found.prefix };
+    let network =
+        |found: facts::HostNetwork| Ipv4Network { address: found.address, prefix: found.prefix };
     facts::networks(&routes).into_iter().map(network).collect()
 }
 
@@ -148,7 +149,7 @@ mod tests {
             "schema = 1\nname = \"x\"\n{top}\n[[guest]]\nname = \"l1\"\nimage = \"debian-sid\"\n{guest}\n"
         );
         let recipe = Recipe::parse(&text, RecipeOrigin::Shipped).expect("a recipe");
-        let look = Look::of(Survey::of(&[]), &[]);
+        let look = HostReport::of(HostFiles::of(&[]), &[]);
         loopback(&look, &Needs::of_l0(&recipe, Default::default(), "/"))
     }
 

@@ -1,17 +1,17 @@
 //! The package manager.
 
 use super::not_applicable;
-use crate::preflight::look::{Look, Question};
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
 use crate::preflight::{Finding, Verdict};
 
-pub(super) fn whole(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn whole(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "packages";
     if !look.survey.has("/var/lib/dpkg/status") {
         return not_applicable(id, "no dpkg here").from("/var/lib/dpkg/status");
     }
     let source = "dpkg --audit";
-    let audit = look.text(Question::Packages);
+    let audit = look.text(HostCommand::Packages);
     let journal = look.survey.paths("/var/lib/dpkg/updates/", "").next().is_some();
     if audit.is_empty() && !journal {
         return Finding::new(id, Verdict::Ok, "all whole").from(source);
@@ -33,9 +33,9 @@ pub(super) fn whole(look: &Look, _needs: &Needs) -> Finding {
         .command("sudo apt-get --fix-broken install")
 }
 
-pub(super) fn root(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn root(look: &HostReport, needs: &Needs) -> Finding {
     let id = "root";
-    let may = look.answer(Question::Root).is_some_and(|answer| answer.success);
+    let may = look.answer(HostCommand::Root).is_some_and(|answer| answer.success);
     let source = "sudo -n true";
     match (may, needs.level) {
         (true, _) => Finding::new(id, Verdict::Ok, "yes, as root or with sudo").from(source),

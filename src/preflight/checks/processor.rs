@@ -1,10 +1,10 @@
 //! The processor: 64-bit x86, hardware virtualization and what belongs to it.
 
 use super::not_applicable;
-use crate::guest::proof::Virtualization;
-use crate::preflight::look::{Look, Question};
+use crate::guest::virt_check::Virtualization;
+use crate::preflight::host_files::HostFiles;
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
-use crate::preflight::survey::Survey;
 use crate::preflight::systems::{self, Support};
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
@@ -12,7 +12,7 @@ use crate::recipe::HypervisorKind;
 const CPUINFO: &str = "/proc/cpuinfo";
 
 /// Returns whether the first processor has `flag`.
-pub(in crate::preflight) fn has_flag(survey: &Survey, flag: &str) -> bool {
+pub(in crate::preflight) fn has_flag(survey: &HostFiles, flag: &str) -> bool {
     let cpuinfo = survey.text(CPUINFO).unwrap_or_default();
     ["flags", "vmx flags"].iter().any(|list| {
         let line = cpuinfo.lines().find(|line| line.split(':').next().map(str::trim) == Some(list));
@@ -21,7 +21,7 @@ pub(in crate::preflight) fn has_flag(survey: &Survey, flag: &str) -> bool {
 }
 
 /// Returns the hardware virtualization that the processor shows.
-pub(in crate::preflight) fn virtualization_of(survey: &Survey) -> Option<Virtualization> {
+pub(in crate::preflight) fn virtualization_of(survey: &HostFiles) -> Option<Virtualization> {
     match (has_flag(survey, "svm"), has_flag(survey, "vmx")) {
         (true, _) => Some(Virtualization::Svm),
         (_, true) => Some(Virtualization::Vmx),
@@ -29,8 +29,8 @@ pub(in crate::preflight) fn virtualization_of(survey: &Survey) -> Option<Virtual
     }
 }
 
-pub(super) fn architecture(look: &Look, _needs: &Needs) -> Finding {
-    let machine = look.text(Question::Architecture);
+pub(super) fn architecture(look: &HostReport, _needs: &Needs) -> Finding {
+    let machine = look.text(HostCommand::Architecture);
     let long_mode = has_flag(&look.survey, "lm");
     let os = look.survey.os("PRETTY_NAME").unwrap_or_else(|| "an unknown system".to_owned());
     let verdict = if machine == "x86_64" && long_mode { Verdict::Ok } else { Verdict::Fail };
@@ -44,7 +44,7 @@ pub(super) fn architecture(look: &Look, _needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn virtualization(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn virtualization(look: &HostReport, needs: &Needs) -> Finding {
     let id = "virtualization";
     if let Some(kind) = virtualization_of(&look.survey) {
         return Finding::new(id, Verdict::Ok, kind.to_string()).from(CPUINFO);
@@ -66,7 +66,7 @@ pub(super) fn virtualization(look: &Look, needs: &Needs) -> Finding {
     commands.fold(finding.remedy(system.advice), |finding, command| finding.command(*command))
 }
 
-pub(super) fn nested_paging(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn nested_paging(look: &HostReport, needs: &Needs) -> Finding {
     let id = "nested-paging";
     let Some(kind) = virtualization_of(&look.survey) else {
         return not_applicable(id, "no hardware virtualization").from(CPUINFO);
@@ -97,7 +97,7 @@ pub(super) fn nested_paging(look: &Look, needs: &Needs) -> Finding {
         ))
 }
 
-pub(super) fn unrestricted_guest(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn unrestricted_guest(look: &HostReport, needs: &Needs) -> Finding {
     let id = "unrestricted-guest";
     if virtualization_of(&look.survey) != Some(Virtualization::Vmx) {
         return not_applicable(id, "only Intel's vmx knows it").from(CPUINFO);
@@ -117,10 +117,10 @@ pub(super) fn unrestricted_guest(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn firmware_lock(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn firmware_lock(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "firmware-lock";
     let source = "dmesg";
-    let said = look.text(Question::FirmwareLock);
+    let said = look.text(HostCommand::FirmwareLock);
     if said.is_empty() {
         return match virtualization_of(&look.survey) {
             Some(_) => Finding::new(id, Verdict::Ok, "virtualization is not locked").from(CPUINFO),

@@ -4,7 +4,7 @@
 use super::not_applicable;
 use crate::error::Error;
 use crate::host::facts;
-use crate::preflight::look::{Look, Question};
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::budget::{self, Budget, Resources};
@@ -14,7 +14,7 @@ use crate::recipe::{Cpus, HypervisorKind, Mebibytes, Platform};
 const ABUNDANT_CORES: u32 = 1 << 20;
 const ABUNDANT_MIB: u64 = 1 << 40;
 
-pub(super) fn cpus(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn cpus(look: &HostReport, needs: &Needs) -> Finding {
     let id = "cpus";
     let source = "/proc/cpuinfo";
     let cpuinfo = look.survey.text(source).unwrap_or_default();
@@ -31,7 +31,7 @@ pub(super) fn cpus(look: &Look, needs: &Needs) -> Finding {
     .from(source)
 }
 
-pub(super) fn memory(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn memory(look: &HostReport, needs: &Needs) -> Finding {
     let id = "memory";
     let source = "/proc/meminfo";
     let meminfo = look.survey.text(source).unwrap_or_default();
@@ -48,10 +48,10 @@ pub(super) fn memory(look: &Look, needs: &Needs) -> Finding {
     .from(source)
 }
 
-pub(super) fn disk(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn disk(look: &HostReport, needs: &Needs) -> Finding {
     let id = "disk";
     let source = format!("df {}", needs.directory);
-    let Some(free) = free_disk(look.text(Question::Disk)) else {
+    let Some(free) = free_disk(look.text(HostCommand::Disk)) else {
         return not_applicable(id, "the free space is not told").from(source);
     };
     let resources = Resources { free_disk: Some(free), ..abundant(needs) };

@@ -1,13 +1,13 @@
 //! What the machine runs under.
 
 use super::{not_applicable, processor};
-use crate::preflight::look::{Look, Question};
+use crate::preflight::host_report::{HostCommand, HostReport};
 use crate::preflight::needs::Needs;
 use crate::preflight::systems::{self, Support};
 use crate::preflight::{Finding, Verdict};
 use crate::recipe::HypervisorKind;
 
-pub(super) fn system(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn system(look: &HostReport, needs: &Needs) -> Finding {
     let (system, source) = systems::tell(look);
     let has = processor::virtualization_of(&look.survey).is_some();
     let verdict = match system.support {
@@ -39,7 +39,7 @@ pub(super) fn system(look: &Look, needs: &Needs) -> Finding {
         .fold(finding.remedy(advice), |finding, command| finding.command(*command))
 }
 
-pub(super) fn container(look: &Look, _needs: &Needs) -> Finding {
+pub(super) fn container(look: &HostReport, _needs: &Needs) -> Finding {
     let id = "container";
     let (name, source) = container_name(look);
     let Some(name) = name else {
@@ -52,14 +52,14 @@ pub(super) fn container(look: &Look, _needs: &Needs) -> Finding {
 }
 
 /// Returns whether it is a container.
-pub(in crate::preflight) fn is_container(look: &Look) -> bool {
+pub(in crate::preflight) fn is_container(look: &HostReport) -> bool {
     container_name(look).0.is_some()
 }
 
 /// Returns the kind of container, and where that is read.
-fn container_name(look: &Look) -> (Option<String>, String) {
+fn container_name(look: &HostReport) -> (Option<String>, String) {
     let survey = &look.survey;
-    let told = look.text(Question::Container);
+    let told = look.text(HostCommand::Container);
     // WSL counts as a container for systemd; here it is a system of its own.
     if !told.is_empty() && told != "none" && told != "wsl" {
         return (Some(told.to_owned()), "systemd-detect-virt --container".to_owned());

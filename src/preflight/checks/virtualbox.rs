@@ -1,10 +1,10 @@
 //! VirtualBox.
 
 use super::{kvm, not_applicable, processor};
-use crate::guest::proof::Virtualization;
+use crate::guest::virt_check::Virtualization;
 use crate::hypervisor::Nesting;
 use crate::hypervisor::virtualbox::remedies::{KvmBeside, kernel_number, kvm_beside};
-use crate::preflight::look::Look;
+use crate::preflight::host_report::HostReport;
 use crate::preflight::needs::Needs;
 use crate::preflight::systems;
 use crate::preflight::{Finding, Verdict};
@@ -13,17 +13,17 @@ use crate::recipe::HypervisorKind;
 const DEVICE: &str = "/dev/vboxdrv";
 
 /// Returns the version, if VirtualBox is there and can be asked.
-fn found(look: &Look) -> Option<&semver::Version> {
+fn found(look: &HostReport) -> Option<&semver::Version> {
     Some(&look.probe(HypervisorKind::VirtualBox)?.as_ref().ok()?.version)
 }
 
 /// Returns the version as VirtualBox prints it, such as `7.2.22_Debianr175245`.
-fn found_text(look: &Look) -> Option<&str> {
+fn found_text(look: &HostReport) -> Option<&str> {
     Some(&look.probe(HypervisorKind::VirtualBox)?.as_ref().ok()?.version_text)
 }
 
 /// Returns the finding for a host where VirtualBox is neither there nor wanted.
-fn unused(id: &'static str, look: &Look, needs: &Needs) -> Option<Finding> {
+fn unused(id: &'static str, look: &HostReport, needs: &Needs) -> Option<Finding> {
     match needs.hypervisor {
         Some(_) if needs.excludes(HypervisorKind::VirtualBox) => {
             Some(not_applicable(id, "QEMU runs the guests here"))
@@ -35,7 +35,7 @@ fn unused(id: &'static str, look: &Look, needs: &Needs) -> Option<Finding> {
     }
 }
 
-pub(super) fn version(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn version(look: &HostReport, needs: &Needs) -> Finding {
     let id = "virtualbox-version";
     let source = "VBoxManage --version";
     if let Some(finding) = unused(id, look, needs) {
@@ -73,7 +73,7 @@ pub(super) fn version(look: &Look, needs: &Needs) -> Finding {
     }
 }
 
-pub(super) fn driver(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn driver(look: &HostReport, needs: &Needs) -> Finding {
     let id = "virtualbox-driver";
     if let Some(finding) = unused(id, look, needs) {
         return finding;
@@ -99,7 +99,7 @@ pub(super) fn driver(look: &Look, needs: &Needs) -> Finding {
         .command("sudo dkms autoinstall && sudo modprobe vboxdrv")
 }
 
-pub(super) fn group(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn group(look: &HostReport, needs: &Needs) -> Finding {
     let id = "virtualbox-group";
     if let Some(finding) = unused(id, look, needs) {
         return finding;
@@ -112,7 +112,7 @@ pub(super) fn group(look: &Look, needs: &Needs) -> Finding {
         .from(source)
 }
 
-pub(super) fn nem(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn nem(look: &HostReport, needs: &Needs) -> Finding {
     let id = "virtualbox-nem";
     if let Some(finding) = unused(id, look, needs) {
         return finding;
@@ -127,7 +127,7 @@ pub(super) fn nem(look: &Look, needs: &Needs) -> Finding {
     .command("bcdedit /set hypervisorlaunchtype off")
 }
 
-pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
+pub(super) fn beside_kvm(look: &HostReport, needs: &Needs) -> Finding {
     let id = "kvm-and-virtualbox";
     if let Some(finding) = unused(id, look, needs) {
         return finding;
@@ -181,7 +181,7 @@ pub(super) fn beside_kvm(look: &Look, needs: &Needs) -> Finding {
 
 /// VirtualBox asks KVM for the processor. Two ways of that end the whole host, and are refused unless the user
 /// names this very check.
-fn sharing(look: &Look, needs: &Needs, module: &str, off: bool, get_on: &str) -> Finding {
+fn sharing(look: &HostReport, needs: &Needs, module: &str, off: bool, get_on: &str) -> Finding {
     let id = "kvm-and-virtualbox";
     // `auto` takes VirtualBox where its driver is loaded.
     let runs_here = needs.requires(HypervisorKind::VirtualBox)

@@ -1,16 +1,16 @@
 //! How a guest starts, how it is seen to be up, and whether nestlab can get into it: what the recipe says,
 //! else what the image offers and the hypervisor can.
 
-use super::{Derived, Limit, Work, runs_on};
-use crate::recipe::tree::{Guest, GuestSource};
-use crate::recipe::words::{Firmware, HypervisorKind, Ready, ReadyKind};
+use super::{Derived, Limit, Resolver, runs_on};
+use crate::recipe::keywords::{Firmware, HypervisorKind, Readiness, ReadyKind};
+use crate::recipe::model::{Guest, GuestSource};
 
 pub(super) struct Boot {
     pub(super) firmware: Derived<Option<Firmware>>,
-    pub(super) ready: Derived<Ready>,
+    pub(super) ready: Derived<Readiness>,
 }
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Boot> {
+pub(super) fn derive(work: &mut Resolver<'_>) -> Vec<Boot> {
     let guests = work.recipe.guests().iter();
     guests
         .map(|guest| {
@@ -20,7 +20,7 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Boot> {
         .collect()
 }
 
-fn firmware(work: &Work<'_>, guest: &Guest) -> Derived<Option<Firmware>> {
+fn firmware(work: &Resolver<'_>, guest: &Guest) -> Derived<Option<Firmware>> {
     if let GuestSource::Existing { .. } = guest.source {
         return Derived::because(None, "an existing VM keeps its firmware");
     }
@@ -32,12 +32,12 @@ fn firmware(work: &Work<'_>, guest: &Guest) -> Derived<Option<Firmware>> {
 }
 
 /// Returns whether nestlab can get into `guest`.
-fn has_ssh(work: &Work<'_>, guest: &Guest) -> bool {
+fn has_ssh(work: &Resolver<'_>, guest: &Guest) -> bool {
     guest.ssh.is_some() || (matches!(guest.source, GuestSource::Image(_)) && work.image(guest).ssh)
 }
 
 /// A guest in which something is to be installed must let nestlab in.
-fn enterable(work: &mut Work<'_>, guest: &Guest) {
+fn enterable(work: &mut Resolver<'_>, guest: &Guest) {
     let why = if guest.hypervisor.is_some() {
         "a hypervisor"
     } else if !guest.packages.is_empty() {
@@ -61,7 +61,7 @@ fn enterable(work: &mut Work<'_>, guest: &Guest) {
     work.refuse(guest.name.span(), Limit::Recipe, message, help);
 }
 
-fn ready(work: &mut Work<'_>, guest: &Guest) -> Derived<Ready> {
+fn ready(work: &mut Resolver<'_>, guest: &Guest) -> Derived<Readiness> {
     let Some(at) = &guest.ready else { return offered(work, guest) };
     let name = &guest.name.value;
     let ready = match at.value {
@@ -71,7 +71,7 @@ fn ready(work: &mut Work<'_>, guest: &Guest) -> Derived<Ready> {
                 let help = "add `ssh = { user = … }`, or leave `ready` out";
                 work.refuse(at.span(), Limit::Recipe, message, help);
             }
-            Ready::Ssh
+            Readiness::Ssh
         }
         ReadyKind::GuestAdditions => {
             if !sees_additions(work, guest) {
@@ -80,41 +80,41 @@ fn ready(work: &mut Work<'_>, guest: &Guest) -> Derived<Ready> {
                     "leave `ready` out, or write `hypervisor = \"virtualbox\"` under `[host]`";
                 work.refuse(at.span(), Limit::Host, message, help);
             }
-            Ready::GuestAdditions
+            Readiness::GuestAdditions
         }
-        ReadyKind::Screen => Ready::Screen,
-        ReadyKind::Serial => Ready::Serial { pattern: pattern(work, guest, at.span()) },
+        ReadyKind::Screen => Readiness::Screen,
+        ReadyKind::Serial => Readiness::Serial { pattern: pattern(work, guest, at.span()) },
     };
     Derived::given(ready)
 }
 
 /// Returns the readiness that the image offers and the hypervisor can see.
-fn offered(work: &Work<'_>, guest: &Guest) -> Derived<Ready> {
+fn offered(work: &Resolver<'_>, guest: &Guest) -> Derived<Readiness> {
     let additions = sees_additions(work, guest);
     match work.image(guest).ready {
-        Some(Ready::GuestAdditions) if !additions => Derived::because(
-            Ready::Screen,
+        Some(Readiness::GuestAdditions) if !additions => Derived::because(
+            Readiness::Screen,
             "it has no SSH server, and QEMU does not see its guest additions",
         ),
         Some(ready) => Derived::because(ready, "its image offers it"),
-        None if has_ssh(work, guest) => Derived::because(Ready::Ssh, "it has an SSH server"),
+        None if has_ssh(work, guest) => Derived::because(Readiness::Ssh, "it has an SSH server"),
         None if additions => {
-            Derived::because(Ready::GuestAdditions, "nothing says how to get into it")
+            Derived::because(Readiness::GuestAdditions, "nothing says how to get into it")
         }
-        None => Derived::because(Ready::Screen, "nothing says how to get into it"),
+        None => Derived::because(Readiness::Screen, "nothing says how to get into it"),
     }
 }
 
-fn sees_additions(work: &Work<'_>, guest: &Guest) -> bool {
+fn sees_additions(work: &Resolver<'_>, guest: &Guest) -> bool {
     runs_on(work.recipe, work.host, guest) == HypervisorKind::VirtualBox
 }
 
 /// Returns the line to look for on the serial console: the recipe's, else the image's.
-fn pattern(work: &mut Work<'_>, guest: &Guest, span: std::ops::Range<usize>) -> String {
+fn pattern(work: &mut Resolver<'_>, guest: &Guest, span: std::ops::Range<usize>) -> String {
     if let Some(pattern) = &guest.serial_pattern {
         return pattern.as_str().to_owned();
     }
-    if let Some(Ready::Serial { pattern }) = work.image(guest).ready {
+    if let Some(Readiness::Serial { pattern }) = work.image(guest).ready {
         return pattern;
     }
     let name = &guest.name.value;

@@ -1,13 +1,13 @@
 //! CPUs: a guest has at most one fewer than its host, never under one. An outermost guest gets all of
 //! them; a deeper one starts with one. An existing VM keeps its own, as far as it runs no guests.
 
-use super::kept::settled;
-use super::{Derived, Limit, Work};
-use crate::recipe::Amount;
+use super::settled::settled;
+use super::{Derived, Limit, Resolver};
+use crate::recipe::Constraint;
 use crate::recipe::units::Cpus;
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Cpus>>> {
-    let mut derived: Vec<Derived<Amount<Cpus>>> = Vec::new();
+pub(super) fn derive(work: &mut Resolver<'_>) -> Vec<Derived<Constraint<Cpus>>> {
+    let mut derived: Vec<Derived<Constraint<Cpus>>> = Vec::new();
     for guest in work.recipe.guests() {
         let parent = work.parent_index(guest);
         let (most, of, limit) = match parent {
@@ -40,19 +40,19 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Cpus>>> {
                     let help = format!("write `cpus = {most}`, or add `overcommit = true`");
                     work.refuse(given.span(), limit, message, help);
                 }
-                Derived::given(Amount::Just(given.value))
+                Derived::given(Constraint::Exactly(given.value))
             }
             None if guest.is_existing() && guest.hypervisor.is_none() => {
-                Derived::because(Amount::Kept, "an existing VM keeps its CPUs")
+                Derived::because(Constraint::Unchanged, "an existing VM keeps its CPUs")
             }
             None if guest.is_existing() => Derived::because(
-                Amount::AtMost { most },
+                Constraint::AtMost { most },
                 format!("an existing VM keeps its CPUs, up to one fewer than {of}"),
             ),
             None if parent.is_none() => {
-                Derived::because(Amount::Just(most), format!("one fewer than {of}"))
+                Derived::because(Constraint::Exactly(most), format!("one fewer than {of}"))
             }
-            None => Derived::because(Amount::Just(Cpus::ONE), start(work.image(guest).cpus)),
+            None => Derived::because(Constraint::Exactly(Cpus::ONE), start(work.image(guest).cpus)),
         };
         derived.push(settled(cpus, work.kept(guest).cpus));
     }

@@ -1,8 +1,8 @@
 //! Disk: a guest's disk is not smaller than its image, and a host has room for what its guests take at
 //! the start. Disks grow as they fill, so their full sizes need not fit together.
 
-use super::{Derived, Limit, Work};
-use crate::recipe::tree::{Guest, GuestSource};
+use super::{Derived, Limit, Resolver};
+use crate::recipe::model::{Guest, GuestSource};
 use crate::recipe::units::Mebibytes;
 
 /// What an image and a fresh disk of it take, where nothing is known (MiB).
@@ -15,7 +15,7 @@ const HYPERVISOR_ROOM: u64 = 4096;
 /// The least disk that a guest with guests gets, where nothing is given.
 const HOST_LEAST: Mebibytes = Mebibytes::gib(20);
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Option<Mebibytes>>> {
+pub(super) fn derive(work: &mut Resolver<'_>) -> Vec<Derived<Option<Mebibytes>>> {
     let guests = work.recipe.guests();
     let mut rooms = vec![0; guests.len()];
     for (index, guest) in guests.iter().enumerate().rev() {
@@ -37,7 +37,7 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Option<Mebibytes>>> {
 
 /// Returns the room in MiB that `guest` takes on its host, its own guests included; `rooms` holds it
 /// for the guests after it.
-fn room(work: &Work<'_>, guest: &Guest, rooms: &[u64]) -> u64 {
+fn room(work: &Resolver<'_>, guest: &Guest, rooms: &[u64]) -> u64 {
     let own = match guest.source {
         GuestSource::Existing { .. } => 0,
         GuestSource::Image(_) => work.image(guest).room.map_or(UNKNOWN_ROOM, Mebibytes::get),
@@ -48,7 +48,7 @@ fn room(work: &Work<'_>, guest: &Guest, rooms: &[u64]) -> u64 {
     own.saturating_add(hypervisor).saturating_add(inside)
 }
 
-fn of_guest(work: &mut Work<'_>, guest: &Guest, room: u64) -> Derived<Option<Mebibytes>> {
+fn of_guest(work: &mut Resolver<'_>, guest: &Guest, room: u64) -> Derived<Option<Mebibytes>> {
     let image = work.image(guest).disk;
     let Some(given) = &guest.disk else {
         return match guest.source {

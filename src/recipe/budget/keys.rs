@@ -1,19 +1,19 @@
 //! Host Keys: every VirtualBox on a path has one that clashes with none above or below it.
 
-use super::{Derived, Limit, Work};
+use super::{Derived, Limit, Resolver};
 use crate::recipe::hostkey::{HostKey, Platform};
-use crate::recipe::tree::Guest;
-use crate::recipe::words::HypervisorKind;
+use crate::recipe::keywords::HypervisorKind;
+use crate::recipe::model::Guest;
 
-type Key = Option<Derived<HostKey>>;
+type KeyChoice = Option<Derived<HostKey>>;
 
-/// Returns L0's Host Key and each guest's.
-pub(super) fn derive(work: &mut Work<'_>) -> (Key, Vec<Key>) {
+/// Returns L0's Host KeyChoice and each guest's.
+pub(super) fn derive(work: &mut Resolver<'_>) -> (KeyChoice, Vec<KeyChoice>) {
     let host_key = of_l0(work);
     let guests = work.recipe.guests();
     let given: Vec<Option<&HostKey>> =
         guests.iter().map(|guest| guest.host_key.as_ref().map(|at| &at.value)).collect();
-    let mut keys: Vec<Key> = Vec::new();
+    let mut keys: Vec<KeyChoice> = Vec::new();
     for (index, guest) in guests.iter().enumerate() {
         let key = if guest.runs_virtualbox() {
             of_guest(work, guest, index, &host_key, &keys, &given)
@@ -25,13 +25,13 @@ pub(super) fn derive(work: &mut Work<'_>) -> (Key, Vec<Key>) {
     (host_key, keys)
 }
 
-fn of_l0(work: &mut Work<'_>) -> Key {
+fn of_l0(work: &mut Resolver<'_>) -> KeyChoice {
     let platform = work.host.platform;
     let mut kinds = work.recipe.host.further.iter().chain([&work.host.hypervisor]);
     let virtualbox = kinds.any(|kind| *kind == HypervisorKind::VirtualBox);
     match &work.recipe.host.host_key {
         Some(at) if !virtualbox => {
-            let message = "L0 runs its guests with QEMU, which has no Host Key";
+            let message = "L0 runs its guests with QEMU, which has no Host KeyChoice";
             let help = "leave `host-key` out, or write `hypervisor = \"virtualbox\"`";
             work.refuse(at.span(), Limit::Recipe, message, help);
             None
@@ -50,13 +50,13 @@ fn of_l0(work: &mut Work<'_>) -> Key {
 }
 
 fn of_guest(
-    work: &mut Work<'_>,
+    work: &mut Resolver<'_>,
     guest: &Guest,
     index: usize,
-    host_key: &Key,
-    keys: &[Key],
+    host_key: &KeyChoice,
+    keys: &[KeyChoice],
     given: &[Option<&HostKey>],
-) -> Key {
+) -> KeyChoice {
     let guests = work.recipe.guests();
     let above: Vec<(&str, &HostKey)> = host_key
         .iter()
@@ -95,13 +95,13 @@ fn of_guest(
 }
 
 fn on_platform(
-    work: &mut Work<'_>,
+    work: &mut Resolver<'_>,
     span: std::ops::Range<usize>,
     key: &HostKey,
     platform: Platform,
 ) {
     if key.codes(platform).is_none() {
-        let message = format!("`{key}` cannot be a Host Key on {platform}");
+        let message = format!("`{key}` cannot be a Host KeyChoice on {platform}");
         work.refuse(span, Limit::Host, message, "choose a modifier key, such as `Right Ctrl`");
     }
 }

@@ -2,10 +2,10 @@
 //! from the inside out: a guest with guests gets what they need and a reserve. An existing VM keeps its own,
 //! unless its guests need more.
 
-use super::kept::settled;
-use super::{Derived, Limit, Work};
-use crate::recipe::Amount;
-use crate::recipe::tree::Guest;
+use super::settled::settled;
+use super::{Derived, Limit, Resolver};
+use crate::recipe::Constraint;
+use crate::recipe::model::Guest;
 use crate::recipe::units::Mebibytes;
 
 /// What a guest gets of whose image nothing is known.
@@ -24,18 +24,18 @@ pub fn reserve(total: Mebibytes) -> Mebibytes {
     mebibytes((total.get() / 8).clamp(512, 2048))
 }
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Mebibytes>>> {
+pub(super) fn derive(work: &mut Resolver<'_>) -> Vec<Derived<Constraint<Mebibytes>>> {
     let guests = work.recipe.guests();
-    let mut memory: Vec<Option<Derived<Amount<Mebibytes>>>> = vec![None; guests.len()];
+    let mut memory: Vec<Option<Derived<Constraint<Mebibytes>>>> = vec![None; guests.len()];
     // Guests stand after their parents: from the end on, all children of a guest are known.
     for (index, guest) in guests.iter().enumerate().rev() {
         let children = work.children(Some(&guest.name.value));
         let inside: u64 =
             children.iter().filter_map(|&child| memory[child].as_ref()).map(mib).sum();
         let derived = match &guest.memory {
-            Some(given) => Derived::given(Amount::Just(given.value)),
+            Some(given) => Derived::given(Constraint::Exactly(given.value)),
             None if guest.is_existing() => of_existing(guest, inside),
-            None => of_guest(work, guest, inside).map(Amount::Just),
+            None => of_guest(work, guest, inside).map(Constraint::Exactly),
         };
         memory[index] = Some(settled(derived, work.kept(guest).memory));
     }
@@ -50,25 +50,25 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Amount<Mebibytes>>> {
 }
 
 /// Returns how much is known to be taken; what an existing VM keeps is not.
-fn mib(memory: &Derived<Amount<Mebibytes>>) -> u64 {
+fn mib(memory: &Derived<Constraint<Mebibytes>>) -> u64 {
     memory.value.known().map_or(0, Mebibytes::get)
 }
 
 /// Returns the memory of an existing VM that the recipe gives none, whose own guests need `inside` MiB.
-fn of_existing(guest: &Guest, inside: u64) -> Derived<Amount<Mebibytes>> {
+fn of_existing(guest: &Guest, inside: u64) -> Derived<Constraint<Mebibytes>> {
     if guest.hypervisor.is_none() {
-        return Derived::because(Amount::Kept, "an existing VM keeps its memory");
+        return Derived::because(Constraint::Unchanged, "an existing VM keeps its memory");
     }
     let least = mebibytes(with_reserve(inside)).max(HOST_LEAST);
     let why = match inside {
         0 => "an existing VM keeps its memory; this much it needs as a host".to_owned(),
         _ => format!("an existing VM keeps its memory; its guests need {}", mebibytes(inside)),
     };
-    Derived::because(Amount::AtLeast { least }, why)
+    Derived::because(Constraint::AtLeast { least }, why)
 }
 
 /// Returns the memory of a guest that the recipe gives none, whose own guests need `inside` MiB.
-fn of_guest(work: &Work<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
+fn of_guest(work: &Resolver<'_>, guest: &Guest, inside: u64) -> Derived<Mebibytes> {
     let image = work.image(guest).memory;
     if guest.hypervisor.is_none() {
         return match image {
@@ -104,10 +104,10 @@ fn grained(mib: u64) -> u64 {
 
 /// Checks that the guests of `parent` (`None`: L0), which has `total`, fit into it.
 fn check(
-    work: &mut Work<'_>,
+    work: &mut Resolver<'_>,
     parent: Option<&Guest>,
     total: Mebibytes,
-    memory: &[Derived<Amount<Mebibytes>>],
+    memory: &[Derived<Constraint<Mebibytes>>],
 ) {
     let children = work.children(parent.map(|guest| &guest.name.value));
     let wanted: u64 = children.iter().map(|&child| mib(&memory[child])).sum();

@@ -14,9 +14,9 @@
 mod boot;
 mod cpus;
 mod disk;
-mod kept;
 mod keys;
 mod memory;
+mod settled;
 mod subnet;
 #[cfg(test)]
 mod tests;
@@ -28,16 +28,16 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-pub use kept::{Kept, KeptGuest};
 pub use memory::reserve;
-pub use view::{GuestView, WayOut};
+pub use settled::{SettledGuest, SettledValues};
+pub use view::{HostKeyBinding, ResolvedView};
 
-use super::amount::Amount;
+use super::constraint::Constraint;
 use super::diagnostic;
 use super::hostkey::{HostKey, Platform};
-use super::tree::{Guest, Recipe};
+use super::keywords::{Firmware, HypervisorKind, Readiness, Subnet};
+use super::model::{Guest, Recipe};
 use super::units::{Cpus, GuestName, Mebibytes, NetworkName};
-use super::words::{Firmware, HypervisorKind, Ready, Subnet};
 use crate::error::{Error, Kind, Problem, Result};
 
 /// What L0 has.
@@ -50,7 +50,7 @@ pub struct Resources {
     /// Free disk space where labs are kept; `None`: not known, not checked.
     pub free_disk: Option<Mebibytes>,
     /// IPv4 networks that L0 is in or routes to, without the default route.
-    pub networks: Vec<Network>,
+    pub networks: Vec<Ipv4Network>,
     /// What runs the outermost guests, `auto` being settled.
     pub hypervisor: HypervisorKind,
     /// Whose key codes L0's VirtualBox uses.
@@ -61,7 +61,7 @@ pub struct Resources {
 
 /// An IPv4 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network {
+pub struct Ipv4Network {
     /// An address in it.
     pub address: Ipv4Addr,
     /// The length of its prefix, 0 to 32.
@@ -83,7 +83,7 @@ pub struct ImageDefaults {
     /// How it starts.
     pub firmware: Option<Firmware>,
     /// How it can be seen to be up.
-    pub ready: Option<Ready>,
+    pub ready: Option<Readiness>,
     /// Whether it has an SSH server that lets nestlab in.
     pub ssh: bool,
     /// Whether it takes names, keys and addresses from a seed volume.
@@ -151,9 +151,9 @@ pub struct GuestBudget {
     /// What runs it.
     pub runs_on: HypervisorKind,
     /// Virtual CPUs.
-    pub cpus: Derived<Amount<Cpus>>,
+    pub cpus: Derived<Constraint<Cpus>>,
     /// Memory.
-    pub memory: Derived<Amount<Mebibytes>>,
+    pub memory: Derived<Constraint<Mebibytes>>,
     /// The disk's size; `None`: the image's own, or an existing VM's, unchanged.
     pub disk: Derived<Option<Mebibytes>>,
     /// Its NAT network.
@@ -171,7 +171,7 @@ pub struct GuestBudget {
     /// How it starts; `None`: an existing VM's, unchanged.
     pub firmware: Derived<Option<Firmware>>,
     /// By which evidence it counts as up.
-    pub ready: Derived<Ready>,
+    pub ready: Derived<Readiness>,
 }
 
 /// The budget of a whole recipe.
@@ -201,7 +201,7 @@ pub fn derive(
     host: &Resources,
     images: &BTreeMap<GuestName, ImageDefaults>,
 ) -> Result<Budget> {
-    derive_for(recipe, host, images, &Kept::default())
+    derive_for(recipe, host, images, &SettledValues::default())
 }
 
 /// As [`derive`], for a lab that was built with what `kept` has.
@@ -209,9 +209,9 @@ pub fn derive_for(
     recipe: &Recipe,
     host: &Resources,
     images: &BTreeMap<GuestName, ImageDefaults>,
-    kept: &Kept,
+    kept: &SettledValues,
 ) -> Result<Budget> {
-    let mut work = Work { recipe, host, images, kept, faults: Vec::new() };
+    let mut work = Resolver { recipe, host, images, kept, faults: Vec::new() };
     let cpus = cpus::derive(&mut work);
     let memory = memory::derive(&mut work);
     let disk = disk::derive(&mut work);
@@ -269,19 +269,19 @@ fn runs_on(recipe: &Recipe, host: &Resources, guest: &Guest) -> HypervisorKind {
 }
 
 /// A broken rule.
-struct Fault {
+struct Violation {
     problem: Problem,
     /// Whether a larger L0 would make it fine.
     host_limited: bool,
 }
 
 /// What the rules work on, and what they found wrong.
-struct Work<'a> {
+struct Resolver<'a> {
     recipe: &'a Recipe,
     host: &'a Resources,
     images: &'a BTreeMap<GuestName, ImageDefaults>,
-    kept: &'a Kept,
-    faults: Vec<Fault>,
+    kept: &'a SettledValues,
+    faults: Vec<Violation>,
 }
 
 /// Who sets a limit.
@@ -293,7 +293,7 @@ enum Limit {
     Host,
 }
 
-impl<'a> Work<'a> {
+impl<'a> Resolver<'a> {
     fn image(&self, guest: &Guest) -> ImageDefaults {
         self.images.get(&guest.name.value).cloned().unwrap_or_default()
     }
@@ -318,7 +318,7 @@ impl<'a> Work<'a> {
         help: impl Into<String>,
     ) {
         let problem = self.recipe.source().problem(span, message).help(help);
-        self.faults.push(Fault { problem, host_limited: limit == Limit::Host });
+        self.faults.push(Violation { problem, host_limited: limit == Limit::Host });
     }
 
     fn finish(self) -> Result<(), Error> {

@@ -5,13 +5,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Derived, Kept, Limit, Link, Network, Work};
+use super::{Derived, Ipv4Network, Limit, Link, Resolver, SettledValues};
 use crate::recipe::MAX_LEVEL;
-use crate::recipe::tree::Guest;
+use crate::recipe::keywords::Subnet;
+use crate::recipe::model::Guest;
 use crate::recipe::units::{GuestName, NetworkName};
-use crate::recipe::words::Subnet;
 
-impl Network {
+impl Ipv4Network {
     /// Returns whether the two share addresses. A network of everything is a default route, which is
     /// no network to avoid.
     pub fn overlaps(self, subnet: Subnet) -> bool {
@@ -35,14 +35,14 @@ fn candidates() -> impl Iterator<Item = Subnet> {
 }
 
 /// Returns the subnets that no network of L0 overlaps, and that no guest was built with, in order.
-fn free<'a>(work: &Work<'a>) -> impl Iterator<Item = Subnet> + use<'a> {
+fn free<'a>(work: &Resolver<'a>) -> impl Iterator<Item = Subnet> + use<'a> {
     let (networks, kept) = (&work.host.networks, work.kept);
     candidates()
         .filter(|subnet| !networks.iter().any(|network| network.overlaps(*subnet)))
         .filter(|subnet| !is_kept(kept, *subnet))
 }
 
-fn is_kept(kept: &Kept, subnet: Subnet) -> bool {
+fn is_kept(kept: &SettledValues, subnet: Subnet) -> bool {
     kept.guests().any(|guest| {
         let within = |address: &Ipv4Addr| of_address(*address) == subnet;
         guest.subnet == Some(subnet) || guest.addresses.values().any(within)
@@ -55,7 +55,7 @@ fn of_address(address: Ipv4Addr) -> Subnet {
     Subnet::new(a, b, c)
 }
 
-pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
+pub(super) fn derive(work: &mut Resolver<'_>) -> Vec<Derived<Subnet>> {
     let free: Vec<Subnet> = free(work).take(MAX_LEVEL as usize).collect();
     let default = candidates().next();
     let guests = work.recipe.guests();
@@ -90,7 +90,7 @@ pub(super) fn derive(work: &mut Work<'_>) -> Vec<Derived<Subnet>> {
 /// Returns each guest's addresses in the networks that it shares. Their subnets come behind those that a
 /// NAT at any level may have, one for each network of each host, in the recipe's order; so do the
 /// addresses, from 1. A guest whose image takes no address is left out.
-pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
+pub(super) fn links(work: &mut Resolver<'_>) -> Vec<Vec<Link>> {
     let mut seen: Vec<(Option<&GuestName>, &NetworkName)> = Vec::new();
     let mut links = Vec::new();
     for guest in work.recipe.guests() {
@@ -131,13 +131,13 @@ pub(super) fn links(work: &mut Work<'_>) -> Vec<Vec<Link>> {
 }
 
 /// Returns the addresses that the guests of one host which share `network` with `guest` were built with.
-fn addresses(work: &Work<'_>, guest: &Guest, network: &NetworkName) -> Vec<Ipv4Addr> {
+fn addresses(work: &Resolver<'_>, guest: &Guest, network: &NetworkName) -> Vec<Ipv4Addr> {
     let beside = work.recipe.guests().iter().filter(|other| other.parent == guest.parent);
     beside.filter_map(|other| work.kept(other).addresses.get(network).copied()).collect()
 }
 
 /// Returns the guest's place, from 1, among those of its host that share `network`.
-fn place(work: &Work<'_>, guest: &Guest, network: &NetworkName) -> Option<u8> {
+fn place(work: &Resolver<'_>, guest: &Guest, network: &NetworkName) -> Option<u8> {
     let mut sharing = work.recipe.guests().iter().filter(|other| {
         other.parent == guest.parent && other.networks.contains(network) && work.image(other).seeded
     });

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::recipe::tree::RecipeOrigin;
+use crate::recipe::model::RecipeOrigin;
 
 fn recipe(text: &str) -> Recipe {
     Recipe::parse(text, RecipeOrigin::Shipped).unwrap_or_else(|error| panic!("{}", error.report()))
@@ -142,7 +142,7 @@ fn an_image_s_wishes_count_where_the_recipe_says_nothing() {
         memory: Some(Mebibytes::gib(2)),
         cpus: Cpus::new(3),
         firmware: Some(Firmware::Efi),
-        ready: Some(Ready::GuestAdditions),
+        ready: Some(Readiness::GuestAdditions),
         ssh: false,
         ..ImageDefaults::default()
     };
@@ -152,14 +152,14 @@ fn an_image_s_wishes_count_where_the_recipe_says_nothing() {
     assert_eq!((memory(l2), cpus(l2)), (Mebibytes::gib(2), Cpus::ONE));
     assert!(l2.cpus.why.contains("comes with 3"), "{}", l2.cpus.why);
     assert_eq!(l2.firmware.value, Some(Firmware::Efi));
-    assert_eq!(l2.ready.value, Ready::GuestAdditions);
+    assert_eq!(l2.ready.value, Readiness::GuestAdditions);
 }
 
 #[test]
 fn an_existing_vm_keeps_what_it_has_unless_its_guests_demand_more() {
     let alone = with_guests("[[guest]]\nname = \"l1\"\nvm = \"Mine\"\n");
     let l1 = &budget(&alone, &machine(4, 16)).guests[0];
-    assert_eq!((l1.cpus.value, l1.memory.value), (Amount::Kept, Amount::Kept));
+    assert_eq!((l1.cpus.value, l1.memory.value), (Constraint::Unchanged, Constraint::Unchanged));
     assert_eq!((l1.disk.value, l1.firmware.value), (None, None));
 
     let login = "vm = \"Mine\"\nssh = { user = \"user\" }";
@@ -167,8 +167,11 @@ fn an_existing_vm_keeps_what_it_has_unless_its_guests_demand_more() {
     let host = with_guests(&text);
     let budget = budget(&host, &machine(4, 16));
     let l1 = &budget.guests[0];
-    assert_eq!(l1.cpus.value, Amount::AtMost { most: Cpus::new(3).expect("not zero") });
-    assert_eq!(l1.memory.value, Amount::AtLeast { least: Mebibytes::new(4864).expect("not zero") });
+    assert_eq!(l1.cpus.value, Constraint::AtMost { most: Cpus::new(3).expect("not zero") });
+    assert_eq!(
+        l1.memory.value,
+        Constraint::AtLeast { least: Mebibytes::new(4864).expect("not zero") }
+    );
     assert!(l1.memory.why.contains("its guests need 4GiB"), "{}", l1.memory.why);
     let view = &budget.view(&host)[0];
     assert_eq!(view.kept["cpus"], "3 or fewer");
@@ -176,8 +179,8 @@ fn an_existing_vm_keeps_what_it_has_unless_its_guests_demand_more() {
 
     let given = with_guests(&text.replacen("vm =", "cpus = 2\nmemory = \"8GiB\"\nvm =", 1));
     let l1 = &self::budget(&given, &machine(4, 16)).guests[0];
-    assert_eq!(l1.cpus.value, Amount::Just(Cpus::new(2).expect("not zero")));
-    assert_eq!(l1.memory.value, Amount::Just(Mebibytes::gib(8)));
+    assert_eq!(l1.cpus.value, Constraint::Exactly(Cpus::new(2).expect("not zero")));
+    assert_eq!(l1.memory.value, Constraint::Exactly(Mebibytes::gib(8)));
 }
 
 #[test]
@@ -191,13 +194,13 @@ fn nesting_comes_with_guests_or_by_the_recipe_s_word() {
 #[test]
 fn guest_additions_that_qemu_cannot_see_give_way_to_the_screen() {
     let image = ImageDefaults {
-        ready: Some(Ready::GuestAdditions),
+        ready: Some(Readiness::GuestAdditions),
         ssh: false,
         ..ImageDefaults::default()
     };
     let chain = CHAIN.replace("virtualbox", "qemu");
     let budget = derive(&with_guests(&chain), &machine(4, 16), &offers("l2", image)).expect("fits");
-    assert_eq!(budget.guests[1].ready.value, Ready::Screen);
+    assert_eq!(budget.guests[1].ready.value, Readiness::Screen);
 }
 
 #[test]
@@ -221,7 +224,7 @@ fn serial_readiness_needs_a_line_to_look_for() {
     let serial = format!("{CHAIN}ready = \"serial\"\n");
     let error = refused(&with_guests(&serial), &machine(4, 16), &BTreeMap::new());
     assert!(error.report().contains("serial-pattern = \"login:\""), "{}", error.report());
-    let ready = Ready::Serial { pattern: "ready".to_owned() };
+    let ready = Readiness::Serial { pattern: "ready".to_owned() };
     let image = ImageDefaults { ready: Some(ready.clone()), ..ImageDefaults::default() };
     let budget =
         derive(&with_guests(&serial), &machine(4, 16), &offers("l2", image)).expect("fits");
@@ -251,7 +254,7 @@ fn subnets_begin_with_the_default_and_avoid_l0_s_networks() {
         let mut host = machine(4, 16);
         host.networks = networks
             .iter()
-            .map(|(address, prefix)| Network {
+            .map(|(address, prefix)| Ipv4Network {
                 address: address.parse().expect("an address"),
                 prefix: *prefix,
             })
@@ -322,7 +325,7 @@ fn each_of_three_levels_of_virtualbox_has_a_key_of_its_own() {
         + "[[guest]]\nname = \"l3\"\nimage = \"i\"\nhost-key = \"F9\"\nhypervisor = \"virtualbox\"\n\
            [[guest]]\nname = \"l4\"\nimage = \"i\"\n";
     let recipe = with_guests(&given);
-    let ways = budget(&recipe, &machine(16, 64)).ways_out(&recipe);
+    let ways = budget(&recipe, &machine(16, 64)).host_key_bindings(&recipe);
     let told: Vec<(&str, &str, Vec<&str>)> = ways
         .iter()
         .map(|way| {
@@ -398,7 +401,7 @@ fn wishes() -> impl Strategy<Value = Vec<Wish>> {
 fn hosts() -> impl Strategy<Value = Resources> {
     let network = (any::<u32>(), 0u8..=32, any::<bool>()).prop_map(|(bits, prefix, ten)| {
         let address = if ten { 0x0a00_0000 | (bits & 0x0000_ffff) } else { bits };
-        Network { address: address.into(), prefix }
+        Ipv4Network { address: address.into(), prefix }
     });
     let key = prop::option::of(prop::sample::select(vec!["Right Ctrl", "F12", "Left Win"]));
     (
@@ -459,7 +462,7 @@ fn written(wishes: &[Wish], bare: bool) -> String {
 
 /// Returns whether `network` and `subnet`, a /24, have an address in common. A default route is no network
 /// to avoid.
-fn share_addresses(network: &Network, subnet: Subnet) -> bool {
+fn share_addresses(network: &Ipv4Network, subnet: Subnet) -> bool {
     let prefix = u32::from(network.prefix.min(24));
     let beyond = 32 - prefix;
     prefix > 0 && u32::from(network.address) >> beyond == u32::from(subnet.address(0)) >> beyond
@@ -548,7 +551,7 @@ proptest! {
         let large = Resources {
             memory: Mebibytes::gib(1024),
             free_disk: None,
-            networks: vec![Network { address: [10, 0, 2, 15].into(), prefix: 24 }],
+            networks: vec![Ipv4Network { address: [10, 0, 2, 15].into(), prefix: 24 }],
             ..host
         };
         let budget = derive(&recipe, &large, &BTreeMap::new())
@@ -558,10 +561,10 @@ proptest! {
 }
 
 /// What the guests of a lab with this budget were built with.
-fn built(budget: &Budget, old: &Recipe, new: &Recipe) -> Kept {
+fn built(budget: &Budget, old: &Recipe, new: &Recipe) -> SettledValues {
     let guests = budget.guests.iter().map(|guest| {
         let address = |link: &Link| (link.network.clone(), link.address);
-        let kept = KeptGuest {
+        let kept = SettledGuest {
             cpus: Some(guest.cpus.value),
             memory: Some(guest.memory.value),
             subnet: Some(guest.subnet.value),
@@ -569,7 +572,7 @@ fn built(budget: &Budget, old: &Recipe, new: &Recipe) -> Kept {
         };
         (guest.name.clone(), kept)
     });
-    Kept::of(guests, Some(old), new)
+    SettledValues::of(guests, Some(old), new)
 }
 
 #[test]
@@ -582,7 +585,7 @@ fn a_lab_that_was_built_stays_as_it_is_whatever_l0_looks_like_now() {
     let mut host = machine(8, 32);
     let before = derive(&recipe, &host, &images).expect("it fits");
     host.cores = Cpus::new(4).expect("not zero");
-    host.networks = vec![Network { address: Ipv4Addr::new(10, 0, 0, 0), prefix: 8 }];
+    host.networks = vec![Ipv4Network { address: Ipv4Addr::new(10, 0, 0, 0), prefix: 8 }];
     let larger = ImageDefaults { memory: Some(Mebibytes::gib(2)), ..seeded };
     let images: BTreeMap<GuestName, ImageDefaults> =
         ["a", "b"].map(|name| (name.parse().expect("a name"), larger.clone())).into();
@@ -604,7 +607,7 @@ fn what_the_recipe_says_otherwise_is_derived_anew_and_the_rest_stays() {
     let (old, new) = (with("cpus = 3\nmemory = \"8GiB\"\n"), with(""));
     let before = budget(&old, &machine(8, 32));
     let kept = built(&before, &old, &new);
-    let derive = |recipe: &Recipe, kept: &Kept| {
+    let derive = |recipe: &Recipe, kept: &SettledValues| {
         derive_for(recipe, &machine(8, 32), &BTreeMap::new(), kept).expect("it fits")
     };
     let after = derive(&new, &kept);
@@ -630,7 +633,7 @@ fn a_guest_that_is_new_in_a_lab_gets_what_no_other_has() {
     let new = with_guests(&format!("{nests}{more}"));
     let mut host = machine(8, 32);
     // Without these the third level's would be what the second one got.
-    host.networks = vec![Network { address: Ipv4Addr::new(10, 0, 2, 0), prefix: 24 }];
+    host.networks = vec![Ipv4Network { address: Ipv4Addr::new(10, 0, 2, 0), prefix: 24 }];
     let before = budget(&old, &host);
     host.networks = Vec::new();
     let kept = built(&before, &old, &new);

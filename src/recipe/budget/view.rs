@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Budget, Derived, GuestBudget};
-use crate::recipe::amount::Amount;
-use crate::recipe::tree::{GuestSource, Recipe};
+use crate::recipe::constraint::Constraint;
+use crate::recipe::model::{GuestSource, Recipe};
 use crate::recipe::units::{Cpus, Mebibytes};
 
 /// One of `guests` in the JSON answers of `plan` and `check`; fields are only ever added.
 #[derive(Debug, Clone, Serialize)]
-pub struct GuestView {
+pub struct ResolvedView {
     /// Its name.
     pub name: String,
     /// Its level.
@@ -58,7 +58,7 @@ pub struct GuestView {
 /// A Host Key, and whose windows it leaves: one of `host_keys` in the JSON answer of `plan`; fields are only
 /// ever added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WayOut {
+pub struct HostKeyBinding {
     /// The host whose VirtualBox has it: `L0`, or the guest.
     pub host: String,
     /// The key.
@@ -71,13 +71,13 @@ pub struct WayOut {
 
 impl Budget {
     /// Returns the Host Key of every VirtualBox, the outermost first.
-    pub fn ways_out(&self, recipe: &Recipe) -> Vec<WayOut> {
+    pub fn host_key_bindings(&self, recipe: &Recipe) -> Vec<HostKeyBinding> {
         let hosts = std::iter::once((None, &self.host_key))
             .chain(self.guests.iter().map(|guest| (Some(&guest.name), &guest.host_key)));
         hosts
             .filter_map(|(host, key)| {
                 let key = key.as_ref()?;
-                Some(WayOut {
+                Some(HostKeyBinding {
                     host: host.map_or("L0".to_owned(), ToString::to_string),
                     key: key.value.to_string(),
                     leaves: recipe.children(host).map(|guest| guest.name.to_string()).collect(),
@@ -88,7 +88,7 @@ impl Budget {
     }
 
     /// Returns every guest with all its values, in the recipe's order.
-    pub fn view(&self, recipe: &Recipe) -> Vec<GuestView> {
+    pub fn view(&self, recipe: &Recipe) -> Vec<ResolvedView> {
         let guests = recipe.guests().iter().zip(&self.guests);
         guests
             .map(|(guest, budget)| {
@@ -96,7 +96,7 @@ impl Budget {
                     GuestSource::Image(image) => (Some(image.to_string()), None),
                     GuestSource::Existing { vm, .. } => (None, Some(vm.to_string())),
                 };
-                GuestView {
+                ResolvedView {
                     name: budget.name.to_string(),
                     level: budget.level,
                     parent: guest.parent.as_ref().map_or("L0".to_owned(), ToString::to_string),
@@ -127,10 +127,10 @@ impl Budget {
     }
 }
 
-/// Returns what an existing VM keeps, by the field's name in [`GuestView`].
+/// Returns what an existing VM keeps, by the field's name in [`ResolvedView`].
 fn kept(budget: &GuestBudget) -> BTreeMap<&'static str, String> {
-    fn own<T: std::fmt::Display>(amount: &Amount<T>) -> Option<String> {
-        (!matches!(amount, Amount::Just(_))).then(|| amount.to_string())
+    fn own<T: std::fmt::Display>(amount: &Constraint<T>) -> Option<String> {
+        (!matches!(amount, Constraint::Exactly(_))).then(|| amount.to_string())
     }
     [("cpus", own(&budget.cpus.value)), ("memory_mib", own(&budget.memory.value))]
         .into_iter()
@@ -138,7 +138,7 @@ fn kept(budget: &GuestBudget) -> BTreeMap<&'static str, String> {
         .collect()
 }
 
-/// Returns why each derived value is what it is, by the field's name in [`GuestView`].
+/// Returns why each derived value is what it is, by the field's name in [`ResolvedView`].
 fn whys(budget: &GuestBudget) -> BTreeMap<&'static str, String> {
     fn why<T>(derived: &Derived<T>) -> Option<String> {
         (!derived.given).then(|| derived.why.clone())

@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use camino::Utf8PathBuf;
 
-use super::{Check, Drafted, L0};
-use crate::recipe::model::{At, GuestTable, SshTable};
-use crate::recipe::text::Port;
-use crate::recipe::tree::{Guest, GuestSource, ImageRef, SshLogin};
+use super::{GuestDraft, L0, Validator};
+use crate::recipe::keywords::{HypervisorKind, ReadyKind};
+use crate::recipe::model::{Guest, GuestSource, ImageRef, SshLogin};
+use crate::recipe::tables::{At, GuestTable, SshTable};
+use crate::recipe::types::Port;
 use crate::recipe::units::{GuestName, Mebibytes, NetworkName};
-use crate::recipe::words::{HypervisorKind, ReadyKind};
 
-impl Check<'_> {
-    pub(super) fn guests(&mut self, tables: Vec<At<GuestTable>>) -> Vec<Drafted> {
-        let mut guests: Vec<Drafted> = Vec::new();
+impl Validator<'_> {
+    pub(super) fn guests(&mut self, tables: Vec<At<GuestTable>>) -> Vec<GuestDraft> {
+        let mut guests: Vec<GuestDraft> = Vec::new();
         let mut above = None;
         for at in tables {
             let span = at.span();
@@ -45,7 +45,7 @@ impl Check<'_> {
         table: GuestTable,
         span: Range<usize>,
         above: Option<&GuestName>,
-    ) -> Option<Drafted> {
+    ) -> Option<GuestDraft> {
         self.guest_values(&name, &table);
         let source = self.guest_source(&name, &table);
         let source_span = match (&table.image, &table.vm) {
@@ -84,7 +84,7 @@ impl Check<'_> {
             firmware: table.firmware.map(|at| at.value),
         };
         let parent_span = table.parent.map(|at| at.span());
-        Some(Drafted { guest, table: span, parent_span, networks })
+        Some(GuestDraft { guest, table: span, parent_span, networks })
     }
 
     /// Returns the guest that runs it, `None` for L0.

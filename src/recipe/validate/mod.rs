@@ -6,12 +6,12 @@ mod tree;
 
 use std::ops::Range;
 
-use super::diagnostic::Source;
-use super::model::{At, RecipeTable};
+use super::diagnostic::SourceText;
+use super::keywords::{HypervisorChoice, ReadyKind};
+use super::model::{Guest, GuestSource, Recipe, RecipeHost, RecipeOrigin};
 use super::read::SCHEMA;
-use super::tree::{Guest, GuestSource, Recipe, RecipeHost, RecipeOrigin};
+use super::tables::{At, RecipeTable};
 use super::units::{GuestName, LabName, NetworkName};
-use super::words::{HypervisorChoice, ReadyKind};
 use crate::error::Problem;
 
 /// What `parent` names to mean this machine; no guest can be called so, since guests' names are in
@@ -21,11 +21,11 @@ const L0: &str = "L0";
 /// Returns the recipe that `tables`, read from `source`, describe.
 pub(crate) fn recipe(
     tables: RecipeTable,
-    source: Source,
+    source: SourceText,
     origin: RecipeOrigin,
 ) -> Result<Recipe, Vec<Problem>> {
     let mut check =
-        Check { source: &source, origin: &origin, names: Vec::new(), problems: Vec::new() };
+        Validator { source: &source, origin: &origin, names: Vec::new(), problems: Vec::new() };
     let name = check.head(&tables);
     let patience = check.patience(&tables);
     check.l0(&tables);
@@ -63,7 +63,7 @@ fn host(tables: &RecipeTable) -> RecipeHost {
 }
 
 /// What only VirtualBox can do, right on L0, settles which hypervisor L0 uses.
-fn settle_auto(host: &mut RecipeHost, guests: &[Drafted]) {
+fn settle_auto(host: &mut RecipeHost, guests: &[GuestDraft]) {
     let only_virtualbox = guests.iter().map(|drafted| &drafted.guest).any(|guest| {
         let additions = guest.ready.as_ref().is_some_and(|r| r.value == ReadyKind::GuestAdditions);
         guest.level == 1 && (additions || matches!(guest.source, GuestSource::Existing { .. }))
@@ -74,7 +74,7 @@ fn settle_auto(host: &mut RecipeHost, guests: &[Drafted]) {
 }
 
 /// A guest, and what is needed of its table until the tree stands.
-struct Drafted {
+struct GuestDraft {
     guest: Guest,
     /// Where the table begins.
     table: Range<usize>,
@@ -83,15 +83,15 @@ struct Drafted {
     networks: Vec<At<NetworkName>>,
 }
 
-struct Check<'a> {
-    source: &'a Source,
+struct Validator<'a> {
+    source: &'a SourceText,
     origin: &'a RecipeOrigin,
     /// The names of all guests, those included that are wrong otherwise.
     names: Vec<GuestName>,
     problems: Vec<Problem>,
 }
 
-impl Check<'_> {
+impl Validator<'_> {
     fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: &str) {
         self.problems.push(self.source.problem(span, message).help(help));
     }

@@ -1,15 +1,15 @@
 //! The tree of guests: who runs whom, and what a guest and its host must agree on.
 
-use super::{Check, Drafted, L0};
+use super::{GuestDraft, L0, Validator};
 use crate::recipe::diagnostic::nearest;
-use crate::recipe::tree::{Guest, GuestSource, MAX_LEVEL, RecipeHost};
+use crate::recipe::keywords::{HypervisorKind, ReadyKind};
+use crate::recipe::model::{Guest, GuestSource, MAX_LEVEL, RecipeHost};
 use crate::recipe::units::GuestName;
-use crate::recipe::words::{HypervisorKind, ReadyKind};
 
-impl Check<'_> {
+impl Validator<'_> {
     /// Resolves parents into levels, sorts each guest behind its parent, and checks what a guest and
     /// its parent must agree on.
-    pub(super) fn tree(&mut self, host: &RecipeHost, guests: &mut Vec<Drafted>) {
+    pub(super) fn tree(&mut self, host: &RecipeHost, guests: &mut Vec<GuestDraft>) {
         for drafted in guests.iter() {
             self.known_parent(drafted);
         }
@@ -31,7 +31,7 @@ impl Check<'_> {
         }
     }
 
-    fn known_parent(&mut self, drafted: &Drafted) {
+    fn known_parent(&mut self, drafted: &GuestDraft) {
         let guest = &drafted.guest;
         let Some(parent) = &guest.parent else { return };
         let span = drafted.parent_span.clone().unwrap_or(guest.name.span());
@@ -47,7 +47,7 @@ impl Check<'_> {
         }
     }
 
-    fn circle(&mut self, waiting: &[Drafted]) {
+    fn circle(&mut self, waiting: &[GuestDraft]) {
         let names: Vec<_> = waiting.iter().map(|d| d.guest.name.as_str()).collect();
         let message = format!("these guests would have to run each other: {}", names.join(", "));
         let span = waiting
@@ -62,7 +62,7 @@ impl Check<'_> {
     }
 
     /// Checks a guest against what runs it.
-    fn on_its_host(&mut self, host: &RecipeHost, drafted: &Drafted, parent: Option<&Guest>) {
+    fn on_its_host(&mut self, host: &RecipeHost, drafted: &GuestDraft, parent: Option<&Guest>) {
         let guest = &drafted.guest;
         let (there, by): (Vec<_>, _) = match parent {
             None => (host.hypervisors().collect(), L0),
@@ -118,7 +118,7 @@ impl Check<'_> {
     }
 
     /// Checks that a guest with guests can run them.
-    fn as_a_host(&mut self, drafted: &Drafted, guests: &[Drafted]) {
+    fn as_a_host(&mut self, drafted: &GuestDraft, guests: &[GuestDraft]) {
         let guest = &drafted.guest;
         let child = guests.iter().find(|d| d.guest.parent.as_ref() == Some(&guest.name.value));
         if let Some(child) = child
@@ -137,7 +137,7 @@ impl Check<'_> {
 
     /// A network that one guest alone names connects nothing: most likely it is misspelt, or the other
     /// guest runs elsewhere.
-    pub(super) fn networks(&mut self, guests: &[Drafted]) {
+    pub(super) fn networks(&mut self, guests: &[GuestDraft]) {
         for drafted in guests {
             for network in &drafted.networks {
                 let others: Vec<_> = guests
@@ -164,7 +164,7 @@ impl Check<'_> {
 
 /// Sorts `guests` so that each stands after its parent, otherwise in the order given, and settles their
 /// levels. Takes out and returns those that only each other could run.
-fn sort(guests: &mut Vec<Drafted>) -> Vec<Drafted> {
+fn sort(guests: &mut Vec<GuestDraft>) -> Vec<GuestDraft> {
     let mut waiting = std::mem::take(guests);
     loop {
         let before = waiting.len();

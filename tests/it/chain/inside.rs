@@ -28,16 +28,16 @@ nested = true
 "#;
 
 /// nestlab in L1 of the lab `chain`, run from outside through `nestlab exec`.
-pub(super) struct Inside<'a> {
+pub(super) struct GuestSession<'a> {
     l1: &'a Emulated<'a>,
     /// Where the files that go into L1 are written.
     folder: &'a Path,
 }
 
-impl<'a> Inside<'a> {
+impl<'a> GuestSession<'a> {
     /// Returns the nestlab in `l1`; its files are made in `folder`.
     pub(super) fn of(l1: &'a Emulated<'a>, folder: &'a Path) -> Self {
-        Inside { l1, folder }
+        GuestSession { l1, folder }
     }
 
     /// Asserts that it builds a guest with svm in it, with L1 as its L0, and takes it away again. The guest's

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{self, Options, Summary};
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::job::{self, JobSpec};
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{Command, HostRef, Local, Patience};
+use nestlab::host::{Command, HostRef, Local, TimeoutScale};
 use nestlab::hypervisor::HypervisorKind;
 use nestlab::lab::reservations::Claim;
 use nestlab::lab::{Lab, LabLock, Labs, Resource};
@@ -25,13 +25,13 @@ use crate::support::sshd::{Sshd, user};
 
 /// A scratch directory with the state directory of nestlab and the world that it changes.
 #[derive(Debug, Clone)]
-pub(crate) struct Chain {
+pub(crate) struct PlanBuilder {
     pub(crate) root: Utf8PathBuf,
 }
 
-impl Chain {
+impl PlanBuilder {
     pub(crate) fn in_directory(root: &Utf8Path) -> Self {
-        Chain { root: root.to_owned() }
+        PlanBuilder { root: root.to_owned() }
     }
 
     /// Makes the world as it is before nestlab: an image to fetch, a thing of somebody else's, and an SSH
@@ -65,7 +65,7 @@ impl Chain {
             key: SshKey::Memory(read("user").into()),
             host_key: HostKeyPolicy::Pinned(vec![read("host.pub")]),
             via: Via::Tcp { host: "127.0.0.1".to_owned(), port },
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
         });
         nestlab::faults::host(Arc::new(ssh))
     }
@@ -86,13 +86,13 @@ impl Chain {
     }
 
     /// Builds the chain, or goes on with building it.
-    pub(crate) async fn up(&self, feed: Feed, cancel: CancellationToken) -> Result<Summary> {
+    pub(crate) async fn up(&self, events: EventSink, cancel: CancellationToken) -> Result<Summary> {
         let lab = self.labs().create(&"demo".parse().expect("a name"), "schema = 1\n")?;
         let lock = lab.lock(["nestlab", "up"])?;
         let journal = lock.journal()?;
         let options =
             Options { command: vec!["nestlab".into(), "up".into()], ..Options::default() };
-        engine::run(&self.plan(&lock)?, options, journal, feed, cancel).await.into_result()
+        engine::run(&self.plan(&lock)?, options, journal, events, cancel).await.into_result()
     }
 
     /// Removes the lab and all that it made; fine if there is none.
@@ -107,7 +107,9 @@ impl Chain {
         let journal = lock.journal()?;
         let remover = Rm { chain: self.clone(), host: host(), lab: lab.clone() };
         let cancel = CancellationToken::new();
-        engine::remove_all(&journal, &remover, &Feed::silent(), &cancel).await.into_result()?;
+        engine::remove_all(&journal, &remover, &EventSink::silent(), &cancel)
+            .await
+            .into_result()?;
         drop(journal);
         lab.remove(lock).map(drop)
     }
@@ -336,7 +338,7 @@ impl Step for Make {
                     assert!(exit.success(), "{exit}");
                 }
                 Work::Put(from, to) => {
-                    let put = self.host.put(from, to, 0o600, &context.feed);
+                    let put = self.host.put(from, to, 0o600, &context.events);
                     context.or_cancelled(put).await?;
                 }
             }
@@ -351,16 +353,16 @@ impl Step for Make {
 
 /// Removes what the chain made; what is on a guest only while that guest runs.
 struct Rm {
-    chain: Chain,
+    chain: PlanBuilder,
     host: HostRef,
     lab: Lab,
 }
 
 #[async_trait]
 impl Remover for Rm {
-    async fn remove(&self, resource: &Resource, _feed: &Feed) -> Result<()> {
+    async fn remove(&self, resource: &Resource, _feed: &EventSink) -> Result<()> {
         if resource.host() == "l1" && !self.chain.world().join("l1/running").exists() {
-            return Err(Error::new(Kind::Unreachable, "l1 is not up").on("l1"));
+            return Err(Error::new(Kind::Unreachable, "l1 is not up").on_host("l1"));
         }
         if resource.carries() == Some("l1") {
             // What runs in a VM ends with it.
@@ -381,7 +383,7 @@ impl Remover for Rm {
 }
 
 /// What the state directory says when all went well.
-pub(crate) fn held_by_the_lab(chain: &Chain) -> Vec<Claim> {
+pub(crate) fn held_by_the_lab(chain: &PlanBuilder) -> Vec<Claim> {
     let name = "demo".parse().expect("a name");
     chain.labs().reservations().held(&name).expect("reads")
 }

@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::engine::{Running, Signals};
-use nestlab::event::{Event, Feed};
+use nestlab::event::{Event, EventSink};
 use nestlab::lab::reservations::Claim;
 use nestlab::lab::status::StepState;
 use nestlab::{Kind, faults};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::sshd::Sshd;
-use chain::{Chain, held_by_the_lab};
+use chain::{PlanBuilder, held_by_the_lab};
 
 const DIRECTORY: &str = "NESTLAB_TEST_DIRECTORY";
 const ACT: &str = "NESTLAB_TEST_ACT";
@@ -92,7 +92,7 @@ fn a_destroy_that_was_killed_at_any_point_is_finished_by_the_next() {
     let mut faults = 0;
     loop {
         let bench = Bench::new(&sshd);
-        bench.run_here(bench.chain.up(Feed::silent(), CancellationToken::new()));
+        bench.run_here(bench.chain.up(EventSink::silent(), CancellationToken::new()));
         let (status, errors) = bench.child("destroy", Some(format!("kill@{}", faults + 1))).end();
         if status.success() {
             break;
@@ -150,7 +150,7 @@ fn scratch() -> tempfile::TempDir {
 struct Bench<'a> {
     _scratch: tempfile::TempDir,
     root: Utf8PathBuf,
-    chain: Chain,
+    chain: PlanBuilder,
     before: BTreeMap<String, String>,
     sshd: &'a Sshd,
 }
@@ -159,7 +159,7 @@ impl<'a> Bench<'a> {
     fn new(sshd: &'a Sshd) -> Self {
         let scratch = scratch();
         let root = Utf8Path::from_path(scratch.path()).expect("UTF-8").to_owned();
-        let chain = Chain::in_directory(&root);
+        let chain = PlanBuilder::in_directory(&root);
         chain.prepare(sshd);
         let before = chain.snapshot();
         Bench { _scratch: scratch, root, chain, before, sshd }
@@ -191,7 +191,7 @@ impl<'a> Bench<'a> {
     }
 
     fn up_again(&self) -> usize {
-        self.run_here(self.chain.up(Feed::silent(), CancellationToken::new())).changed()
+        self.run_here(self.chain.up(EventSink::silent(), CancellationToken::new())).changed()
     }
 
     /// Runs `up` again and sees that the world, the journal and the reservations are as those of an
@@ -255,27 +255,27 @@ impl Faulty {
 }
 
 /// Listens for signals as `up` does; what the user is told goes to standard error.
-fn listen() -> nestlab::Result<(Feed, Signals)> {
-    let feed = Feed::new(|event| {
+fn listen() -> nestlab::Result<(EventSink, Signals)> {
+    let events = EventSink::new(|event| {
         if let Event::Notice { text, .. } = event {
             eprintln!("{text}");
         }
     });
     let running = Running::default();
-    let feed = running.watch(feed);
-    let signals = Signals::listen(feed.clone(), running, || {})?;
-    Ok((feed, signals))
+    let events = running.watch(events);
+    let signals = Signals::listen(events.clone(), running, || {})?;
+    Ok((events, signals))
 }
 
 /// What the child does; it does not return.
 fn act(directory: &Utf8Path, act: &str) -> ! {
-    let chain = Chain::in_directory(directory);
+    let chain = PlanBuilder::in_directory(directory);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(async {
         match act {
             "up" => {
-                let (feed, signals) = listen()?;
-                chain.up(feed, signals.cancel()).await.map(drop)
+                let (events, signals) = listen()?;
+                chain.up(events, signals.cancel()).await.map(drop)
             }
             "wait" => {
                 let (_, signals) = listen()?;

@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 use nestlab::Kind;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::image::Manifest;
 use nestlab::image::update::{self, Update};
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,10 @@ async fn an_update_is_written_only_after_the_new_proofs_held() {
         let manifest = Manifest::load(&path)?;
         let found = update::newest(&manifest, &place.options, &cancel).await?;
         let Update::Newer { new, .. } = found else { return Ok(false) };
-        let feed = Feed::silent();
+        let events = EventSink::silent();
         let options = &place.options;
         let (image, text) =
-            update::to_version(&manifest, &new, &place.store, options, &feed, &cancel).await?;
+            update::to_version(&manifest, &new, &place.store, options, &events, &cancel).await?;
         update::write(&manifest, &text)?;
         assert_eq!(place.store.find(&Manifest::load(&path)?)?, Some(image));
         Ok(true)

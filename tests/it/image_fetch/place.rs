@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use nestlab::event::Feed;
-use nestlab::image::manifest::Origin;
+use nestlab::event::EventSink;
+use nestlab::image::manifest::VmOrigin;
 use nestlab::image::{FetchOptions, Manifest, Store, VerifiedImage, fetch};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ impl Place {
 
     pub async fn get(&self, manifest: &Manifest) -> nestlab::Result<VerifiedImage> {
         let cancel = CancellationToken::new();
-        fetch(manifest, &self.store, &self.options, &Feed::silent(), &cancel).await
+        fetch(manifest, &self.store, &self.options, &EventSink::silent(), &cancel).await
     }
 
     /// Fetches, and checks that what came is what was published.
@@ -89,7 +89,7 @@ impl Place {
 }
 
 pub fn parse(text: &str) -> Manifest {
-    let parsed = Manifest::parse(text, Origin::Text("test".into()));
+    let parsed = Manifest::parse(text, VmOrigin::Text("test".into()));
     parsed.unwrap_or_else(|error| panic!("{}", error.report()))
 }
 

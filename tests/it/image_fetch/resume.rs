@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nestlab::Kind;
-use nestlab::event::{Event, Feed, Progress};
+use nestlab::event::{Event, EventSink, Progress};
 use nestlab::image::fetch;
 use tokio_util::sync::CancellationToken;
 
@@ -33,15 +33,15 @@ async fn a_download_goes_on_after_it_was_interrupted() {
     });
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
-    let feed = Feed::new(move |event| {
+    let events = EventSink::new(move |event| {
         if let Event::StepProgress { progress: Progress::Bytes { done, .. }, .. } = event
             && done > 1_000_000
         {
             stop.cancel();
         }
     });
-    let feed = feed.for_step("image");
-    let error = fetch(&place.manifest(), &place.store, &place.options, &feed, &cancel)
+    let events = events.for_step("image");
+    let error = fetch(&place.manifest(), &place.store, &place.options, &events, &cancel)
         .await
         .expect_err("interrupted");
     assert_eq!(error.kind(), Kind::Interrupted);

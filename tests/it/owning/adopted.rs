@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use camino::Utf8PathBuf;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::Local;
 use nestlab::hypervisor::qemu::Qemu;
-use nestlab::hypervisor::virtualbox::Former;
-use nestlab::hypervisor::{Hypervisor as _, HypervisorKind, Media, Origin};
-use nestlab::lab::{Lab, Ledger, Resource};
+use nestlab::hypervisor::virtualbox::SavedSettings;
+use nestlab::hypervisor::{Hypervisor as _, HypervisorKind, Media, VmOrigin};
+use nestlab::lab::{JournalWriter, Lab, Resource};
 use nestlab::plan::{Blueprint, Images};
 use nestlab::recipe::budget::{self, Resources};
 use nestlab::recipe::{Cpus, Mebibytes, Platform, Recipe, RecipeOrigin};
@@ -37,12 +37,12 @@ impl Adopted {
         let blueprint = blueprint(&user, &lab);
         let held = lab.lock(["nestlab", "up"]).unwrap();
         blueprint.keep(&held, &held.journal().unwrap()).await.unwrap();
-        let ledger = Ledger::of_step(&held.journal().unwrap(), "up");
+        let ledger = JournalWriter::of_step(&held.journal().unwrap(), "up");
 
         let uuid = bench.uuid().to_owned();
         bench.spec = blueprint.machine("ws").unwrap().spec.clone();
         let (actual, changes) = (bench.inspect().await.unwrap(), bench.changes().await);
-        let former = serde_json::to_value(Former::before(&actual, &changes)).unwrap();
+        let former = serde_json::to_value(SavedSettings::before(&actual, &changes)).unwrap();
         ledger.former("L0", HypervisorKind::VirtualBox, &uuid, former).await.unwrap();
         bench.up().await;
         let rule = format!("nestlab-ssh,tcp,127.0.0.1,{},,22", sshd.port());
@@ -62,11 +62,11 @@ impl Adopted {
         ledger.creating(resource).await.unwrap();
         std::fs::create_dir_all(&inner.directory).unwrap();
         std::fs::copy(user.path("boot.qcow2"), inner.directory.join("disk.qcow2")).unwrap();
-        let (qemu, host, feed) = (Qemu::new(), Local::new(), Feed::silent());
+        let (qemu, host, events) = (Qemu::new(), Local::new(), EventSink::silent());
         let probe = qemu.probe(&host).await.unwrap();
         let changes = qemu.changes(inner, None, &probe);
-        qemu.change(&host, inner, &changes, &feed).await.unwrap();
-        qemu.start(&host, inner, &probe, &feed).await.unwrap();
+        qemu.change(&host, inner, &changes, &events).await.unwrap();
+        qemu.start(&host, inner, &probe, &events).await.unwrap();
         let adopted = Adopted { user, bench, sshd, before };
         adopted.write_program();
         adopted
@@ -160,8 +160,8 @@ fn blueprint(user: &User, lab: &Lab) -> Blueprint {
     let inner = blueprint.machines.iter_mut().find(|machine| machine.name.as_str() == "inner");
     let spec = &mut inner.unwrap().spec;
     spec.directory = user.path("inside/mine/inner");
-    spec.origin = Origin::Made(Media::Disk(spec.directory.join("disk.qcow2")));
-    spec.memory = nestlab::recipe::Amount::Just(Mebibytes::new(64).unwrap());
+    spec.origin = VmOrigin::Made(Media::Disk(spec.directory.join("disk.qcow2")));
+    spec.memory = nestlab::recipe::Constraint::Exactly(Mebibytes::new(64).unwrap());
     blueprint
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use camino::Utf8Path;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
 use nestlab::host::{Command, Host, Local};
 use nestlab::hypervisor::spec::mac;
@@ -11,7 +11,7 @@ use nestlab::hypervisor::{Hypervisor, Media};
 use nestlab::image::build::seed::{self, Seed};
 use nestlab::image::build::{self, BuildOptions};
 use nestlab::image::{ImageFormat, Manifest, Store};
-use nestlab::recipe::{Amount, Mebibytes};
+use nestlab::recipe::{Constraint, Mebibytes};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,8 @@ impl Appliance {
         let store = Store::open(&root).expect("opens");
         let manifest = Manifest::shipped("appliance").expect("it is shipped");
         let options = BuildOptions { format: Some(ImageFormat::Iso), ..BuildOptions::default() };
-        let (feed, cancel) = (Feed::silent(), CancellationToken::new());
-        let image = build::build(&manifest, &store, &options, &feed, &cancel);
+        let (events, cancel) = (EventSink::silent(), CancellationToken::new());
+        let image = build::build(&manifest, &store, &options, &events, &cancel);
         let iso = image.await.expect("it builds").path();
         let mut bench = Bench::made(name, "vm", |_| Media::Iso(iso)).await;
         let key = || PrivateKey::random(&mut OsRng, Algorithm::Ed25519).expect("a key");
@@ -56,7 +56,7 @@ impl Appliance {
         };
         seed::write(&volume, &seed).expect("writes the seed");
         bench.spec.seed = Some(volume);
-        bench.spec.memory = Amount::Just(Mebibytes::new(256).expect("some"));
+        bench.spec.memory = Constraint::Exactly(Mebibytes::new(256).expect("some"));
         bench.spec.nested = Some(true);
         bench.spec.networks = networks.iter().map(|(network, _)| (*network).to_owned()).collect();
         Appliance {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Error;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::{Host, Local, StreamAddress};
 use nestlab::hypervisor::qemu::Qemu;
 use nestlab::hypervisor::qemu::qmp::Qmp;
 use nestlab::hypervisor::{
-    Actual, Firmware, Forward, GuestSpec, Hypervisor, Media, Origin, Power, Probe, Stop, Subnet,
+    Actual, Firmware, Forward, GuestSpec, Hypervisor, Media, Power, Probe, Stop, Subnet, VmOrigin,
 };
-use nestlab::recipe::{Amount, Cpus, Mebibytes};
+use nestlab::recipe::{Constraint, Cpus, Mebibytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::boot_sector;
@@ -61,10 +61,10 @@ impl Bench {
         let probe = qemu.probe(&host).await.expect("QEMU is installed");
         let spec = GuestSpec {
             vm: format!("nestlab-test-{name}"),
-            origin: Origin::Made(media(&directory)),
+            origin: VmOrigin::Made(media(&directory)),
             directory,
-            cpus: Amount::Just(Cpus::ONE),
-            memory: Amount::Just(Mebibytes::new(64).expect("some")),
+            cpus: Constraint::Exactly(Cpus::ONE),
+            memory: Constraint::Exactly(Mebibytes::new(64).expect("some")),
             disk: None,
             firmware: Firmware::Bios,
             firmware_given: false,
@@ -95,7 +95,10 @@ impl Bench {
     pub(crate) async fn define(&self) {
         let actual = self.inspect().await;
         let changes = self.qemu.changes(&self.spec, actual.as_ref(), &self.probe);
-        self.qemu.change(&self.host, &self.spec, &changes, &Feed::silent()).await.expect("changes");
+        self.qemu
+            .change(&self.host, &self.spec, &changes, &EventSink::silent())
+            .await
+            .expect("changes");
         assert_eq!(self.differences().await, [""; 0]);
     }
 
@@ -117,7 +120,7 @@ impl Bench {
     }
 
     pub(crate) async fn try_start(&self) -> Result<(), Error> {
-        self.qemu.start(&self.host, &self.spec, &self.probe, &Feed::silent()).await
+        self.qemu.start(&self.host, &self.spec, &self.probe, &EventSink::silent()).await
     }
 
     /// Defines and starts the VM.
@@ -128,7 +131,7 @@ impl Bench {
     }
 
     pub(crate) async fn stop(&self, how: Stop) {
-        self.qemu.stop(&self.host, &self.spec, how, &Feed::silent()).await.expect("stops");
+        self.qemu.stop(&self.host, &self.spec, how, &EventSink::silent()).await.expect("stops");
         assert_eq!(self.power().await, Power::Off);
     }
 

@@ -60,7 +60,7 @@ async fn a_link_that_a_broken_qemu_left_is_not_followed() {
     let bench = Bench::new("obedient").await;
     bench.start().await;
     bench.up(1).await;
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
     let mine = bench.folder.path().join("mine");
     std::fs::write(&mine, "mine").expect("writes");
     for name in ["alive", "qmp", "serial", "screen.png"] {

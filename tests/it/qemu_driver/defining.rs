@@ -4,9 +4,9 @@ use std::process::Command as Program;
 
 use camino::Utf8PathBuf;
 use nestlab::Kind;
-use nestlab::event::Feed;
-use nestlab::hypervisor::{Firmware, Hypervisor, Media, Origin, Power, Stop};
-use nestlab::recipe::{Amount, Mebibytes};
+use nestlab::event::EventSink;
+use nestlab::hypervisor::{Firmware, Hypervisor, Media, Power, Stop, VmOrigin};
+use nestlab::recipe::{Constraint, Mebibytes};
 
 use super::bench::{Bench, GRACE, until};
 use crate::support::boot_sector;
@@ -70,7 +70,7 @@ async fn a_guest_in_a_folder_too_deep_for_a_socket_address_works_like_any_other(
 async fn a_guest_with_uefi_has_variables_of_its_own() {
     let mut bench = Bench::new("obedient").await;
     bench.spec.firmware = Firmware::Efi;
-    bench.spec.memory = Amount::Just(Mebibytes::new(256).expect("some"));
+    bench.spec.memory = Constraint::Exactly(Mebibytes::new(256).expect("some"));
     bench.start().await;
     assert!(bench.spec.directory.join("efivars.qcow2").exists());
     bench.qemu.snapshot(bench.host(), &bench.spec, "efi").await.expect("saves");
@@ -79,8 +79,8 @@ async fn a_guest_with_uefi_has_variables_of_its_own() {
         std::fs::read(&log).is_ok_and(|said| said.windows(3).any(|part| part == b"UEF"))
     })
     .await;
-    bench.stop(Stop::Now).await;
-    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.stop(Stop::PowerOff).await;
+    bench.qemu.destroy(bench.host(), &bench.spec, &EventSink::silent()).await.expect("destroys");
     assert!(!bench.spec.directory.exists());
 }
 
@@ -105,11 +105,11 @@ async fn an_iso_boots_and_is_neither_written_nor_removed() {
         "4",
         tree.to_str().expect("UTF-8"),
     ]));
-    bench.spec.origin = Origin::Made(Media::Iso(iso.clone()));
+    bench.spec.origin = VmOrigin::Made(Media::Iso(iso.clone()));
     bench.start().await;
     bench.up(1).await;
     let error = bench.qemu.snapshot(bench.host(), &bench.spec, "x").await.expect_err("no disk");
     assert_eq!(error.kind(), Kind::HostCannot);
-    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &EventSink::silent()).await.expect("destroys");
     assert!(iso.exists());
 }

@@ -1,6 +1,6 @@
 //! What remains.
 
-use nestlab::event::{Event, Feed};
+use nestlab::event::{Event, EventSink};
 use nestlab::hypervisor::Hypervisor;
 
 use super::bench::{Bench, alive};
@@ -15,13 +15,13 @@ async fn destroy_leaves_nothing_of_the_guest_and_everything_else() {
     std::fs::write(&cut_off, "what a copy left that was killed").expect("writes");
     let beside = bench.folder.path().join("beside");
     std::fs::write(&beside, "mine").expect("writes");
-    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &EventSink::silent()).await.expect("destroys");
     assert!(!alive(pid));
     assert!(!bench.spec.directory.exists());
     assert!(beside.exists());
     bench
         .qemu
-        .destroy(bench.host(), &bench.spec, &Feed::silent())
+        .destroy(bench.host(), &bench.spec, &EventSink::silent())
         .await
         .expect("nothing to destroy");
 }
@@ -33,12 +33,12 @@ async fn a_file_that_nestlab_did_not_make_survives_destroy_and_is_named() {
     let notes = bench.spec.directory.join("my notes");
     std::fs::write(&notes, "mine").expect("writes");
     let (told, heard) = std::sync::mpsc::channel();
-    let feed = Feed::new(move |event| {
+    let events = EventSink::new(move |event| {
         if let Event::Notice { text, .. } = event {
             told.send(text).expect("listens");
         }
     });
-    bench.qemu.destroy(bench.host(), &bench.spec, &feed).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &events).await.expect("destroys");
     assert!(heard.recv().expect("a notice").contains("my notes"));
     let left: Vec<_> = std::fs::read_dir(&bench.spec.directory).expect("is there").collect();
     assert_eq!(left.len(), 1, "{left:?}");

@@ -149,6 +149,6 @@ async fn a_vm_is_started_with_what_keeps_it_from_the_loopback_unless_its_recipe_
         bench.start().await;
         let maps = fs_err::read_to_string(format!("/proc/{}/maps", bench.pid().await));
         assert_eq!(maps.expect("runs").contains("/run/loopback.so"), !reach_host);
-        bench.stop(Stop::Now).await;
+        bench.stop(Stop::PowerOff).await;
     }
 }

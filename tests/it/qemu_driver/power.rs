@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
-use nestlab::hypervisor::{GuestSpec, Hypervisor, Media, Origin, Power, Stop};
+use nestlab::hypervisor::{GuestSpec, Hypervisor, Media, Power, Stop, VmOrigin};
 use serde_json::Value;
 
 use super::bench::{Bench, GRACE, alive, qmp, until};
@@ -77,7 +77,7 @@ async fn a_process_that_got_the_old_process_id_is_neither_taken_for_the_guest_no
     let mut other = Program::new("sleep").arg("1000").spawn().expect("sleeps");
     std::fs::write(bench.spec.directory.join("pid"), format!("{}\n", other.id())).expect("writes");
     assert_eq!(bench.power().await, Power::Off);
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
     assert!(other.try_wait().expect("a child").is_none(), "it was killed");
     other.kill().expect("ends");
     other.wait().expect("ends");
@@ -128,7 +128,7 @@ async fn a_guest_outlives_the_process_that_started_it() {
 fn at(spec: &GuestSpec, directory: &Utf8Path) -> GuestSpec {
     GuestSpec {
         directory: directory.to_owned(),
-        origin: Origin::Made(Media::Disk(directory.join("disk.qcow2"))),
+        origin: VmOrigin::Made(Media::Disk(directory.join("disk.qcow2"))),
         ..spec.clone()
     }
 }
@@ -154,7 +154,7 @@ async fn a_guest_that_panics_has_crashed_and_starts_anew() {
     let pid = bench.pid().await;
     bench.try_start().await.expect("starts anew");
     assert!(!alive(pid));
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_qemu_that_is_killed_is_told_from_one_that_ended() {
     let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.expect("it was killed").message().contains("killed or crashed"));
     bench.start().await;
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
     let why = bench.qemu.down_because(bench.host(), &bench.spec).await.expect("can be asked");
     assert!(why.is_none(), "it was stopped: {why:?}");
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use camino::Utf8Path;
 use nestlab::Kind;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::{Host, StreamAddress};
 use nestlab::hypervisor::{Hypervisor, Power};
 use serde_json::Value;
@@ -69,7 +69,7 @@ async fn a_serial_log_that_is_too_long_is_cut_to_its_end_and_goes_on() {
     let said = std::fs::read_to_string(&log).expect("is text");
     assert_eq!(said, cut + ".abc", "what comes later stands behind what was kept");
     bench.stop(GRACE).await;
-    bench.qemu.destroy(bench.host(), &bench.spec, &Feed::silent()).await.expect("destroys");
+    bench.qemu.destroy(bench.host(), &bench.spec, &EventSink::silent()).await.expect("destroys");
     assert!(!bench.spec.directory.exists());
 }
 

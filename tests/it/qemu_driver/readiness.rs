@@ -1,8 +1,8 @@
 //! What counts as evidence that a guest is up, and what as its end, through the real driver.
 
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::guest::Site;
-use nestlab::guest::readiness::{self, Evidence, Outside};
+use nestlab::guest::readiness::{self, Evidence, VmView};
 use nestlab::hypervisor::{Hypervisor as _, Stop};
 use nestlab::recipe::Ready;
 use nestlab::{Error, Kind};
@@ -12,11 +12,15 @@ use super::bench::Bench;
 use crate::support::boot_sector::run;
 
 /// Works on the guest of `bench` as seen from outside.
-async fn seen<T>(bench: &Bench, work: impl AsyncFnOnce(Site<'_>, Outside<'_>) -> T) -> T {
-    let (feed, cancel) = (Feed::silent(), CancellationToken::new());
-    let site =
-        Site { host: bench.host(), patience: bench.probe.patience, feed: &feed, cancel: &cancel };
-    let outside = Outside { host: bench.host(), hypervisor: &bench.qemu, spec: &bench.spec };
+async fn seen<T>(bench: &Bench, work: impl AsyncFnOnce(Site<'_>, VmView<'_>) -> T) -> T {
+    let (events, cancel) = (EventSink::silent(), CancellationToken::new());
+    let site = Site {
+        host: bench.host(),
+        patience: bench.probe.patience,
+        events: &events,
+        cancel: &cancel,
+    };
+    let outside = VmView { host: bench.host(), hypervisor: &bench.qemu, spec: &bench.spec };
     work(site, outside).await
 }
 
@@ -41,7 +45,7 @@ async fn what_a_guest_said_before_its_last_start_is_no_evidence() {
     let bench = Bench::new("obedient").await;
     bench.start().await;
     wait(&bench, &says_up()).await.expect("it says that it is up");
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
     // The same VM with a disk that says nothing.
     let disk = bench.spec.directory.join("disk.qcow2");
     run(std::process::Command::new("qemu-img")
@@ -56,7 +60,7 @@ async fn what_a_guest_said_before_its_last_start_is_no_evidence() {
     assert_eq!(std::fs::read_to_string(bench.qemu.serial_log(&bench.spec)).expect("is there"), "");
     let before = bench.spec.directory.join("serial.log.old");
     assert_eq!(std::fs::read_to_string(before).expect("is kept"), "up\n");
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
 }
 
 #[tokio::test]
@@ -65,7 +69,7 @@ async fn a_kernel_that_panics_on_its_serial_console_is_not_waited_for() {
     bench.start().await;
     let words = is_stuck(&bench, &says_up()).await;
     assert!(words.starts_with("its kernel panicked") && words.contains("VFS"), "{words}");
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
 }
 
 #[tokio::test]
@@ -74,7 +78,7 @@ async fn a_prompt_of_grubs_on_the_screen_is_told_and_no_picture_of_a_system() {
     bench.start().await;
     let words = is_stuck(&bench, &Ready::Screen).await;
     assert!(words.contains("GRUB") && words.contains("grub rescue>"), "{words}");
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
 }
 
 #[tokio::test]
@@ -88,5 +92,5 @@ async fn a_firmware_that_finds_nothing_to_start_is_told() {
     bench.start().await;
     let words = is_stuck(&bench, &Ready::Screen).await;
     assert!(words.contains("its firmware finds nothing to start"), "{words}");
-    bench.stop(Stop::Now).await;
+    bench.stop(Stop::PowerOff).await;
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Result;
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::host::{Command, Exit, Host, Local, OnOutput, Stream, StreamAddress};
 
 /// Unpacks the tree "$2" into a file system of the size "$3" at "$1", with "$4" bound to /srv, and stays until
@@ -120,12 +120,18 @@ impl Host for Debian {
         self.local.run_streaming(&self.enter(command), on_output).await
     }
 
-    async fn put(&self, from: &Utf8Path, to: &Utf8Path, mode: u32, feed: &Feed) -> Result<()> {
-        self.local.put(from, &self.inside(to), mode, feed).await
+    async fn put(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        mode: u32,
+        events: &EventSink,
+    ) -> Result<()> {
+        self.local.put(from, &self.inside(to), mode, events).await
     }
 
-    async fn get(&self, from: &Utf8Path, to: &Utf8Path, feed: &Feed) -> Result<()> {
-        self.local.get(&self.inside(from), to, feed).await
+    async fn get(&self, from: &Utf8Path, to: &Utf8Path, events: &EventSink) -> Result<()> {
+        self.local.get(&self.inside(from), to, events).await
     }
 
     async fn open_stream(&self, address: &StreamAddress) -> Result<Box<dyn Stream>> {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{HostRef, Patience};
+use nestlab::host::{HostRef, TimeoutScale};
 
 use crate::support::sshd::{free_port, keygen, kill};
 
@@ -60,7 +60,7 @@ impl Dropbear {
             key: SshKey::Memory(read("user").into()),
             host_key: HostKeyPolicy::Pinned(vec![self.host_key()]),
             via: Via::Tcp { host: "127.0.0.1".to_owned(), port: self.port },
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
         }))
     }
 

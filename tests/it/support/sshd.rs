@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use nestlab::host::ssh::{HostKeyPolicy, Ssh, SshKey, SshTarget, Via};
-use nestlab::host::{HostRef, Patience, StreamAddress};
+use nestlab::host::{HostRef, StreamAddress, TimeoutScale};
 
 /// A running sshd; dropped, it is ended with everything that it serves.
 pub(crate) struct Sshd {
@@ -92,7 +92,7 @@ impl Sshd {
             key: SshKey::Memory(self.read("user").into()),
             host_key: HostKeyPolicy::Pinned(vec![self.read("host.pub")]),
             via: Via::Tcp { host: "127.0.0.1".to_owned(), port: self.port },
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
         }
     }
 

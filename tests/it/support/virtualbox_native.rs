@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use nestlab::event::Feed;
-use nestlab::host::{Command, Exit, Host, Local, OnOutput, Patience, Stream, StreamAddress};
+use nestlab::event::EventSink;
+use nestlab::host::{Command, Exit, Host, Local, OnOutput, Stream, StreamAddress, TimeoutScale};
 use nestlab::hypervisor::virtualbox::VirtualBox;
 use nestlab::hypervisor::{
-    Acceleration, Actual, Change, Firmware, Forward, GuestSpec, Hypervisor, Media, Nesting, Origin,
-    Probe, Subnet,
+    Acceleration, Actual, Change, Firmware, Forward, GuestSpec, Hypervisor, Media, Nesting, Probe,
+    Subnet, VmOrigin,
 };
-use nestlab::recipe::{Amount, Cpus, Mebibytes};
+use nestlab::recipe::{Constraint, Cpus, Mebibytes};
 use nestlab::{Error, Result};
 
 /// A host whose commands run in the tree, with a VirtualBox of their own: its settings and its server
@@ -179,11 +179,11 @@ impl Host for Native {
         self.local.run_streaming(&inner, on_output).await
     }
 
-    async fn put(&self, _: &Utf8Path, _: &Utf8Path, _: u32, _: &Feed) -> Result<()> {
+    async fn put(&self, _: &Utf8Path, _: &Utf8Path, _: u32, _: &EventSink) -> Result<()> {
         Err(Error::internal("no test copies files"))
     }
 
-    async fn get(&self, _: &Utf8Path, _: &Utf8Path, _: &Feed) -> Result<()> {
+    async fn get(&self, _: &Utf8Path, _: &Utf8Path, _: &EventSink) -> Result<()> {
         Err(Error::internal("no test copies files"))
     }
 
@@ -215,7 +215,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) async fn new(origin: impl AsyncFnOnce(&Native) -> Origin) -> Self {
+    pub(crate) async fn new(origin: impl AsyncFnOnce(&Native) -> VmOrigin) -> Self {
         let host = Native::new().await;
         let origin = origin(&host).await;
         let seed = host.seed("seed.img").await;
@@ -223,8 +223,8 @@ impl Bench {
             vm: "nestlab-demo-l2".into(),
             directory: host.home.join("lab/l2"),
             origin,
-            cpus: Amount::Just(Cpus::ONE),
-            memory: Amount::Just(Mebibytes::new(512).unwrap()),
+            cpus: Constraint::Exactly(Cpus::ONE),
+            memory: Constraint::Exactly(Mebibytes::new(512).unwrap()),
             disk: None,
             firmware: Firmware::Bios,
             firmware_given: false,
@@ -241,12 +241,12 @@ impl Bench {
 
     /// A guest made from an appliance that VirtualBox exported.
     pub(crate) async fn appliance() -> Self {
-        Bench::new(async |host| Origin::Made(Media::Ova(host.appliance().await.into()))).await
+        Bench::new(async |host| VmOrigin::Made(Media::Ova(host.appliance().await.into()))).await
     }
 
     /// A guest that is a VM that a user has.
     pub(crate) async fn existing(name: &str, snapshot_before: bool) -> Self {
-        let mut bench = Bench::new(async |host| Origin::Existing {
+        let mut bench = Bench::new(async |host| VmOrigin::Existing {
             vm: host.users_vm(name).await,
             snapshot_before,
         })
@@ -258,8 +258,8 @@ impl Bench {
 
     pub(crate) fn uuid(&self) -> &str {
         match &self.spec.origin {
-            Origin::Existing { vm, .. } => vm,
-            Origin::Made(_) => panic!("it has no UUID yet"),
+            VmOrigin::Existing { vm, .. } => vm,
+            VmOrigin::Made(_) => panic!("it has no UUID yet"),
         }
     }
 
@@ -274,7 +274,7 @@ impl Bench {
             version_text: installed.version_text,
             program: installed.program,
             acceleration: Acceleration::VirtualBox,
-            patience: Patience::NATIVE,
+            patience: TimeoutScale::NATIVE,
             nesting: Nesting::Claimed,
             details: BTreeMap::new(),
             notes: Vec::new(),
@@ -299,11 +299,11 @@ impl Bench {
     }
 
     pub(crate) async fn apply(&self, changes: &[Change]) -> Result<()> {
-        self.driver.change(self.host(), &self.spec, changes, &Feed::silent()).await
+        self.driver.change(self.host(), &self.spec, changes, &EventSink::silent()).await
     }
 
     pub(crate) async fn destroy(&self) {
-        self.driver.destroy(self.host(), &self.spec, &Feed::silent()).await.unwrap();
+        self.driver.destroy(self.host(), &self.spec, &EventSink::silent()).await.unwrap();
     }
 
     /// Asserts that neither VMs nor disks nor files of the guest are left.

@@ -14,7 +14,7 @@ fn differing() -> Bench {
     bench
 }
 
-/// Marks the disk of the guest, which runs, as its own.
+/// LineMarks the disk of the guest, which runs, as its own.
 fn mark(bench: &Bench) {
     bench.nestlab.ok(&["down", "t1"]);
     bench.mark(&bench.disk());

@@ -1,6 +1,6 @@
 //! A VM that VirtualBox lost or cannot read, on the real VBoxManage.
 
-use nestlab::event::Feed;
+use nestlab::event::EventSink;
 use nestlab::hypervisor::{Hypervisor as _, Remains};
 
 use crate::support::virtualbox_native::Bench;
@@ -92,6 +92,6 @@ async fn what_a_guest_had_is_moved_aside_and_another_is_made_in_its_place() {
     let both = disks(&bench).await;
     assert!(moved.lines().all(|line| both.contains(line)), "{both}");
     bench.host.sh("rm -r \"$1\"", &[kept.as_str()]).await;
-    bench.driver.destroy(bench.host(), &bench.spec, &Feed::silent()).await.unwrap();
+    bench.driver.destroy(bench.host(), &bench.spec, &EventSink::silent()).await.unwrap();
     bench.assert_nothing_left().await;
 }

@@ -6,7 +6,7 @@ use ssh2::{MethodType, Session};
 
 use super::{ANSWER, Actor, is};
 use crate::error::{Error, Kind, Result};
-use crate::host::Patience;
+use crate::host::TimeoutScale;
 use crate::host::ssh::HostKeyPolicy;
 use crate::host::ssh::channel::is_again;
 use crate::host::ssh::key::Credential;
@@ -15,7 +15,7 @@ use crate::host::ssh::key::Credential;
 const BEFORE_AUTHENTICATION: u64 = 1 << 20;
 
 /// Everything a session is established with.
-pub(crate) struct Login {
+pub(crate) struct LoginRequest {
     pub(crate) user: String,
     pub(crate) credential: Credential,
     pub(crate) policy: HostKeyPolicy,
@@ -23,7 +23,7 @@ pub(crate) struct Login {
     pub(crate) known_as: (String, u16),
     /// Whether the server may show any kind of host key; it is compared all the same.
     pub(crate) any_host_key: bool,
-    pub(crate) patience: Patience,
+    pub(crate) patience: TimeoutScale,
 }
 
 /// A failed attempt at a session.
@@ -70,7 +70,7 @@ type Connected<T> = std::result::Result<T, NotConnected>;
 
 impl Actor {
     /// Identifies, negotiates, compares the host key, and logs in.
-    pub(super) fn establish(&mut self, login: &Login) -> Connected<()> {
+    pub(super) fn establish(&mut self, login: &LoginRequest) -> Connected<()> {
         let (name, port) = &login.known_as;
         let accepted = login.policy.accepted(name, *port, &self.session);
         let accepted = accepted.map_err(NotConnected::for_good)?;
@@ -102,7 +102,7 @@ impl Actor {
         if let Some(methods) = &methods {
             self.session.method_pref(MethodType::HostKey, methods).map_err(|cause| {
                 let message = format!("libssh2 knows none of the host-key methods {methods}");
-                NotConnected::for_good(Error::internal(message).because(cause))
+                NotConnected::for_good(Error::internal(message).with_source(cause))
             })?;
         }
         self.answered("negotiate", |session| session.handshake()).map_err(|failed| {
@@ -116,7 +116,7 @@ impl Actor {
         })
     }
 
-    fn log_in(&mut self, login: &Login) -> Connected<()> {
+    fn log_in(&mut self, login: &LoginRequest) -> Connected<()> {
         let user = login.user.as_str();
         let refused = |actor: &Actor, failed: Broken| match failed {
             // LIBSSH2_ERROR_AUTHENTICATION_FAILED and …_PUBLICKEY_UNVERIFIED.
@@ -125,7 +125,7 @@ impl Actor {
             {
                 let message = format!("the server does not let {user:?} in with this key");
                 let error = Error::new(Kind::Unreachable, message)
-                    .because(error)
+                    .with_source(error)
                     .hint("is the public key in the user's ~/.ssh/authorized_keys there?");
                 NotConnected::for_good(error)
             }
@@ -142,7 +142,7 @@ impl Actor {
     fn log_in_with_agent(&mut self, user: &str) -> Connected<()> {
         let no_agent = |cause: ssh2::Error| {
             let error = Error::new(Kind::Unreachable, "no ssh-agent answers")
-                .because(cause)
+                .with_source(cause)
                 .hint("start one, `ssh-add` your key, and see that SSH_AUTH_SOCK is set");
             NotConnected::for_good(error)
         };

@@ -14,12 +14,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use ssh2::{Channel, Session};
 use tokio::sync::oneshot;
 
-use super::channel::{Ask, Ends, Failure, Pump, is_again};
+use super::channel::{ChannelError, ChannelRequest, Ends, Pump, is_again};
 use super::wire::Wire;
-pub(super) use login::{Again, Login, NotConnected};
+pub(super) use login::{Again, LoginRequest, NotConnected};
 
 use crate::error::{Error, Result};
-use crate::host::{Patience, StreamAddress};
+use crate::host::{StreamAddress, TimeoutScale};
 
 /// How long the server may be silent while it identifies itself, negotiates, lets us in, or
 /// opens a channel. On bare metal each takes well under a second.
@@ -59,9 +59,9 @@ impl Waker {
 
 /// What a channel is to lead to.
 #[derive(Debug, Clone)]
-pub(super) enum Goal {
+pub(super) enum ChannelTarget {
     /// A session on the server that asks for these.
-    Session(Vec<Ask>),
+    Session(Vec<ChannelRequest>),
     /// A byte stream that the server opens.
     Stream(StreamAddress),
     /// Nothing: a kind of channel that no server knows. The refusal shows that it is alive, and waiting
@@ -72,7 +72,7 @@ pub(super) enum Goal {
 /// What a caller asks of the actor.
 pub(super) enum Request {
     /// Opens a channel.
-    Open(Goal, Ends),
+    Open(ChannelTarget, Ends),
     /// Ends the session.
     Close,
 }
@@ -84,7 +84,7 @@ pub(super) fn run(
     outer: OwnedFd,
     waker: Waker,
     inbox: Receiver<Request>,
-    login: Login,
+    login: LoginRequest,
     ready: oneshot::Sender<Result<(), NotConnected>>,
     over: &AtomicBool,
 ) {
@@ -105,7 +105,7 @@ pub(super) fn run(
 }
 
 struct Opening {
-    goal: Goal,
+    goal: ChannelTarget,
     /// `None` for a ping.
     ends: Option<Ends>,
     since: Instant,
@@ -116,13 +116,13 @@ struct Actor {
     session: Session,
     waker: Waker,
     inbox: Receiver<Request>,
-    patience: Patience,
+    patience: TimeoutScale,
     pumps: Vec<Pump>,
     /// Channels whose callers have been told that the session is over. They are let go after the wire:
     /// before, libssh2 would wait for the server to agree, and leak what it cannot free at once.
     lost: Vec<Pump>,
     /// Channels to be opened; libssh2 opens one at a time.
-    waiting: VecDeque<(Goal, Ends)>,
+    waiting: VecDeque<(ChannelTarget, Ends)>,
     opening: Option<Opening>,
     /// The server has refused one more session channel; it waits for one of the open ones to close.
     is_full: bool,
@@ -134,11 +134,11 @@ impl Actor {
         outer: OwnedFd,
         waker: Waker,
         inbox: Receiver<Request>,
-        patience: Patience,
+        patience: TimeoutScale,
     ) -> Result<Self> {
         let (wire, theirs) = Wire::new(outer)?;
         let mut session = Session::new()
-            .map_err(|cause| Error::internal("libssh2 cannot be used").because(cause))?;
+            .map_err(|cause| Error::internal("libssh2 cannot be used").with_source(cause))?;
         session.set_blocking(false);
         session.set_tcp_stream(theirs);
         Ok(Actor {
@@ -190,7 +190,7 @@ impl Actor {
             if let Request::Open(_, ends) = request { Some(ends) } else { None }
         });
         for ends in opening.into_iter().chain(waiting).chain(unread) {
-            ends.fail(Failure::NotOpened(why.to_owned()));
+            ends.fail(ChannelError::NotOpened(why.to_owned()));
         }
     }
 
@@ -231,7 +231,7 @@ impl Actor {
             let next = self
                 .waiting
                 .iter()
-                .position(|(goal, _)| !(self.is_full && matches!(goal, Goal::Session(_))));
+                .position(|(goal, _)| !(self.is_full && matches!(goal, ChannelTarget::Session(_))));
             let Some((goal, ends)) = next.and_then(|next| self.waiting.remove(next)) else {
                 return Ok(false);
             };
@@ -255,8 +255,8 @@ impl Actor {
             return Err("the server opened a channel of a kind that does not exist".to_owned());
         };
         let asks = match goal {
-            Goal::Session(asks) => asks,
-            Goal::Stream(_) | Goal::Ping => Vec::new(),
+            ChannelTarget::Session(asks) => asks,
+            ChannelTarget::Stream(_) | ChannelTarget::Ping => Vec::new(),
         };
         self.pumps.push(Pump::new(channel, asks, ends).map_err(|error| error.to_string())?);
         Ok(())
@@ -267,12 +267,12 @@ impl Actor {
             return;
         };
         let others = self.pumps.iter().any(Pump::is_session);
-        if matches!(goal, Goal::Session(_)) && others {
+        if matches!(goal, ChannelTarget::Session(_)) && others {
             // OpenSSH allows MaxSessions (10) at once and says only that it failed.
             self.is_full = true;
             self.waiting.push_front((goal, ends));
         } else {
-            ends.fail(Failure::Refused(error.message().to_owned()));
+            ends.fail(ChannelError::Refused(error.message().to_owned()));
         }
     }
 
@@ -303,7 +303,8 @@ impl Actor {
         let nobody_reads = self.pumps.is_empty() && self.wire.unread() > 0;
         if nobody_reads || silent.min(self.asked.elapsed()) >= IDLE {
             self.asked = Instant::now();
-            self.opening = Some(Opening { goal: Goal::Ping, ends: None, since: self.asked });
+            self.opening =
+                Some(Opening { goal: ChannelTarget::Ping, ends: None, since: self.asked });
             self.turn()?;
         }
         Ok(())
@@ -356,15 +357,15 @@ fn is(error: &ssh2::Error, number: i32) -> bool {
     error.code() == ssh2::ErrorCode::Session(number)
 }
 
-fn open_channel(session: &Session, goal: &Goal) -> Result<Channel, ssh2::Error> {
+fn open_channel(session: &Session, goal: &ChannelTarget) -> Result<Channel, ssh2::Error> {
     match goal {
-        Goal::Session(_) => session.channel_session(),
-        Goal::Stream(StreamAddress::Tcp(host, port)) => {
+        ChannelTarget::Session(_) => session.channel_session(),
+        ChannelTarget::Stream(StreamAddress::Tcp(host, port)) => {
             session.channel_direct_tcpip(host, *port, None)
         }
-        Goal::Stream(StreamAddress::Unix(path)) => {
+        ChannelTarget::Stream(StreamAddress::Unix(path)) => {
             session.channel_direct_streamlocal(path.as_str(), None)
         }
-        Goal::Ping => session.channel_open("ping@nestlab", 1 << 15, 1 << 15, None),
+        ChannelTarget::Ping => session.channel_open("ping@nestlab", 1 << 15, 1 << 15, None),
     }
 }

@@ -17,12 +17,12 @@ pub enum Message {
         outcome: Result<Value, Refusal>,
     },
     /// Something that happened.
-    Event(Event),
+    Event(QmpEvent),
 }
 
 /// An event: `SHUTDOWN`, `GUEST_PANICKED`, `JOB_STATUS_CHANGE` …
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct QmpEvent {
     /// Its name.
     pub name: String,
     /// Its data, `Null` if it has none.
@@ -53,7 +53,7 @@ pub fn parse(line: &[u8]) -> Result<Message, String> {
             return Err("a QMP event without a name".to_owned());
         };
         let data = object.remove("data").unwrap_or_default();
-        return Ok(Message::Event(Event { name, data }));
+        return Ok(Message::Event(QmpEvent { name, data }));
     }
     Ok(Message::Answer { id: object.get("id").and_then(Value::as_u64), outcome: outcome(object)? })
 }
@@ -107,7 +107,7 @@ mod tests {
         );
         assert_eq!(
             parse(br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#),
-            Ok(Message::Event(Event { name: "STOP".into(), data: Value::Null }))
+            Ok(Message::Event(QmpEvent { name: "STOP".into(), data: Value::Null }))
         );
     }
 

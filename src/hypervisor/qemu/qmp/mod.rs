@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 
-pub use message::{Event, Refusal};
+pub use message::{QmpEvent, Refusal};
 
 use self::message::Message;
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,7 @@ pub struct Qmp {
     writer: WriteHalf<Box<dyn Stream>>,
     silence: Duration,
     last_id: u64,
-    events: VecDeque<Event>,
+    events: VecDeque<QmpEvent>,
     /// What has arrived of the next line. It outlives a wait that is dropped half-way.
     line: Vec<u8>,
 }
@@ -107,7 +107,7 @@ impl Qmp {
     }
 
     /// Returns the events that arrived since the last call, oldest first.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    pub fn take_events(&mut self) -> Vec<QmpEvent> {
         self.events.drain(..).collect()
     }
 
@@ -121,7 +121,7 @@ impl Qmp {
         }
     }
 
-    fn keep(&mut self, event: Event) {
+    fn keep(&mut self, event: QmpEvent) {
         if self.events.len() == KEPT_EVENTS {
             self.events.pop_front();
         }

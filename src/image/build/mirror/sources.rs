@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// One archive and suite that apt reads binary packages from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct AptSource {
     pub(super) uri: String,
     suite: String,
     components: Vec<String>,
@@ -29,7 +29,7 @@ const SUITES: &[&str] = &[
     "bullseye",
 ];
 
-impl Source {
+impl AptSource {
     /// Returns whether it looks like Debian's main archive, or a mirror of it.
     pub(super) fn is_debian_archive(&self) -> bool {
         let suite = self.suite.strip_suffix("-updates").unwrap_or(&self.suite);
@@ -58,7 +58,7 @@ impl Source {
 }
 
 /// Reads what apt under `root` uses: `sources.list`, then the files in `sources.list.d` by name.
-pub(super) fn read(root: &Utf8Path) -> Result<Vec<Source>> {
+pub(super) fn read(root: &Utf8Path) -> Result<Vec<AptSource>> {
     let folder = root.join("etc/apt/sources.list.d");
     let mut files = vec![root.join("etc/apt/sources.list")];
     if folder.is_dir() {
@@ -94,11 +94,11 @@ pub(super) fn followed(root: &Utf8Path, uri: &str) -> Option<String> {
 }
 
 /// Parses `deb [options] uri suite component…` lines.
-fn one_line_entries(text: &str) -> Vec<Source> {
+fn one_line_entries(text: &str) -> Vec<AptSource> {
     text.lines().filter_map(one_line_entry).collect()
 }
 
-fn one_line_entry(line: &str) -> Option<Source> {
+fn one_line_entry(line: &str) -> Option<AptSource> {
     let line = line.split('#').next()?.trim();
     let rest = line.strip_prefix("deb")?;
     let rest = rest.starts_with(char::is_whitespace).then(|| rest.trim_start())?;
@@ -110,7 +110,7 @@ fn one_line_entry(line: &str) -> Option<Source> {
         options.split_whitespace().find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
     };
     let mut words = rest.split_whitespace().map(str::to_owned);
-    Some(Source {
+    Some(AptSource {
         uri: words.next()?,
         suite: words.next()?,
         components: words.collect(),
@@ -120,7 +120,7 @@ fn one_line_entry(line: &str) -> Option<Source> {
 }
 
 /// Parses deb822 stanzas.
-fn stanzas(text: &str) -> Vec<Source> {
+fn stanzas(text: &str) -> Vec<AptSource> {
     // A line of a comment does not end a stanza.
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let mut sources = Vec::new();
@@ -144,7 +144,7 @@ fn stanzas(text: &str) -> Vec<Source> {
     sources
 }
 
-fn stanza(fields: &BTreeMap<String, String>) -> Vec<Source> {
+fn stanza(fields: &BTreeMap<String, String>) -> Vec<AptSource> {
     let words = |name: &str| -> Vec<String> {
         fields
             .get(name)
@@ -164,7 +164,7 @@ fn stanza(fields: &BTreeMap<String, String>) -> Vec<Source> {
     let mut sources = Vec::new();
     for uri in words("uris") {
         for suite in words("suites") {
-            sources.push(Source {
+            sources.push(AptSource {
                 uri: uri.clone(),
                 suite,
                 components: words("components"),
