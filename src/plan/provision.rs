@@ -118,7 +118,9 @@ impl Action for Reboot {
             };
             Ok(match self.effect().await? {
                 // The user was asked before this run installed the kernel, and is not interrupted for it now.
-                Some(effect) if context.changes() && self.spot.world.agreed_to(&effect).is_err() => {
+                Some(effect)
+                    if context.changes() && self.spot.world.agreed_to(&effect).is_err() =>
+                {
                     context.feed.notice(Level::Warning, self.later(&why));
                     Check::Satisfied
                 }
