@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nestlab::lab::Entry;
+use nestlab::lab::JournalEntry;
 use nestlab::lab::journal::Reading;
 
 fuzz_target!(|data: &[u8]| {
@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(again.records.len(), reading.records.len());
     for (again, record) in again.records.iter().zip(&reading.records) {
         // serde_json may read back a fraction, in the settings of a VM, with another last bit.
-        if !matches!(record.entry, Entry::Former { .. }) {
+        if !matches!(record.entry, JournalEntry::Former { .. }) {
             assert_eq!(again, record);
         }
     }

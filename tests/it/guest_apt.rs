@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::debian::{Deb, Debian, index};
 use nestlab::event::{Event, EventSink, Progress};
-use nestlab::guest::Site;
+use nestlab::guest::ExecContext;
 use nestlab::guest::apt::{self, Task};
 use nestlab::host::{Command, Host, TimeoutScale};
 use nestlab::{Kind, Result};
@@ -79,8 +79,8 @@ impl Lab {
         index(&repository);
     }
 
-    fn site(&self) -> Site<'_> {
-        Site {
+    fn site(&self) -> ExecContext<'_> {
+        ExecContext {
             host: &self.debian,
             patience: TimeoutScale::NATIVE,
             events: &self.events,

@@ -11,7 +11,7 @@ use crate::support::publisher::{Publisher, Release};
 use camino::Utf8Path;
 use jiff::Timestamp;
 use nestlab::event::EventSink;
-use nestlab::image::manifest::VmOrigin;
+use nestlab::image::manifest::ManifestOrigin;
 use nestlab::image::{FetchOptions, Manifest, Store, fetch};
 use sequoia_openpgp::serialize::SerializeInto as _;
 use sequoia_openpgp::types::{HashAlgorithm, ReasonForRevocation, SignatureType};
@@ -105,7 +105,7 @@ impl Stage {
     }
 
     async fn fetch(&self) -> nestlab::Result<nestlab::image::VerifiedImage> {
-        let manifest = Manifest::parse(&self.manifest, VmOrigin::Text("test".into()))?;
+        let manifest = Manifest::parse(&self.manifest, ManifestOrigin::Text("test".into()))?;
         let cancel = CancellationToken::new();
         fetch(&manifest, &self.store, &self.options, &EventSink::silent(), &cancel).await
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use nestlab::image::Fingerprint;
 use nestlab::image::verify::Hashing;
-use nestlab::image::verify::openpgp::{Detached, Wanted};
+use nestlab::image::verify::openpgp::{Detached, SignatureRules};
 use sequoia_openpgp::cert::CertParser;
 use sequoia_openpgp::parse::Parse as _;
 use sequoia_openpgp::serialize::SerializeInto as _;
@@ -22,7 +22,7 @@ const DATA: &[u8] = b"some bytes that somebody signed\n";
 /// Whether nestlab accepts it, pinned to `fingerprint` and with no demand beside the signature's own.
 fn ours(key: &[u8], fingerprint: &str, signature: &[u8], data: &[u8]) -> bool {
     let fingerprint: Fingerprint = fingerprint.parse().expect("a fingerprint");
-    let wanted = Wanted {
+    let wanted = SignatureRules {
         fingerprint: &fingerprint,
         notations: BTreeMap::new(),
         not_before: None,
@@ -329,7 +329,7 @@ impl Archive {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_distributions_own_release_is_accepted_with_its_own_key_and_with_no_other() {
     use nestlab::event::EventSink;
-    use nestlab::image::manifest::{Manifest, VmOrigin};
+    use nestlab::image::manifest::{Manifest, ManifestOrigin};
     use nestlab::image::{FetchOptions, Store, fetch};
 
     let folder = tempfile::tempdir().expect("a folder");
@@ -349,7 +349,7 @@ async fn a_distributions_own_release_is_accepted_with_its_own_key_and_with_no_ot
             server.url(),
             archive.keyring
         );
-        Manifest::parse(&text, VmOrigin::Text("test".into())).expect("a manifest")
+        Manifest::parse(&text, ManifestOrigin::Text("test".into())).expect("a manifest")
     };
     let get = async |manifest: &Manifest| {
         let store = tempfile::tempdir().expect("a folder");
@@ -404,7 +404,7 @@ async fn an_index_of(
     folder: &Path,
 ) {
     use nestlab::event::EventSink;
-    use nestlab::image::manifest::{Manifest, VmOrigin};
+    use nestlab::image::manifest::{Manifest, ManifestOrigin};
     use nestlab::image::{FetchOptions, Store, fetch};
 
     let text = std::str::from_utf8(release).expect("UTF-8");
@@ -431,7 +431,7 @@ async fn an_index_of(
          urls = [\"{}/Packages.xz\"]\nsize = {size}\nsha256 = \"{sha256}\"\n",
         server.url()
     );
-    let manifest = Manifest::parse(&text, VmOrigin::Text("test".into())).expect("a manifest");
+    let manifest = Manifest::parse(&text, ManifestOrigin::Text("test".into())).expect("a manifest");
     let root = camino::Utf8Path::from_path(folder).expect("UTF-8").join("images");
     let store = Store::open(&root).expect("opens");
     let cancel = tokio_util::sync::CancellationToken::new();

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::Kind;
 use nestlab::event::{Event, EventSink};
-use nestlab::lab::{Entry, Lab, LabLock, Labs};
+use nestlab::lab::{JournalEntry, Lab, LabLock, Labs};
 use nestlab::recipe::LabName;
 use nestlab::report::{Report, Reporter, RunLog};
 
@@ -245,7 +245,7 @@ fn gc_lists_a_lab_that_was_cut_off_and_leaves_it_to_up() {
     let journal = bench.lab.lock(["nestlab", "up"]).and_then(|lock| lock.journal()).expect("opens");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let command = vec!["nestlab".into(), "up".into()];
-    let started = Entry::RunStarted { command, version: "0".into(), pid: 1, steps: 3 };
+    let started = JournalEntry::RunStarted { command, version: "0".into(), pid: 1, steps: 3 };
     runtime.block_on(journal.append(started)).expect("writes");
     let at_work: serde_json::Value =
         serde_json::from_str(&bench.nestlab(&["gc", "--json"])).expect("JSON");
@@ -392,8 +392,8 @@ impl Other {
 }
 
 /// Returns a record that can be told from others.
-fn numbered(number: usize) -> Entry {
-    Entry::Stopped { guest: format!("l{number}") }
+fn numbered(number: usize) -> JournalEntry {
+    JournalEntry::Stopped { guest: format!("l{number}") }
 }
 
 /// Writes into the lab, and tells what it was told is durable.

@@ -7,7 +7,7 @@ mod status;
 use crate::support::virtualbox_native::Bench;
 use nestlab::Kind;
 use nestlab::event::EventSink;
-use nestlab::guest::Site;
+use nestlab::guest::ExecContext;
 use nestlab::guest::readiness::{self, Evidence, VmView};
 use nestlab::host::StreamAddress;
 use nestlab::host::TimeoutScale;
@@ -15,7 +15,7 @@ use nestlab::hypervisor::virtualbox::{SNAPSHOT_BEFORE, SavedSettings, VirtualBox
 use nestlab::hypervisor::{
     Actual, Change, Firmware, GuestSpec, Hypervisor, Media, Power, Stop, VmOrigin,
 };
-use nestlab::recipe::{Constraint, Cpus, Mebibytes, Ready};
+use nestlab::recipe::{Constraint, Cpus, Mebibytes, Readiness};
 use tokio_util::sync::CancellationToken;
 
 fn names(changes: &[Change]) -> Vec<&str> {
@@ -404,14 +404,14 @@ async fn a_disk_that_virtualbox_cannot_read_is_refused_with_its_reason() {
 /// Returns what the guest additions of the guest of `bench` prove of it now.
 async fn additions(bench: &Bench) -> Option<Evidence> {
     let (events, cancel) = (EventSink::silent(), CancellationToken::new());
-    let site = Site {
+    let site = ExecContext {
         host: bench.host(),
         patience: TimeoutScale::NATIVE,
         events: &events,
         cancel: &cancel,
     };
     let outside = VmView { host: bench.host(), hypervisor: &bench.driver, spec: &bench.spec };
-    readiness::look(site, outside, &Ready::GuestAdditions).await.unwrap()
+    readiness::look(site, outside, &Readiness::GuestAdditions).await.unwrap()
 }
 
 /// Starts the VM of `bench`: everything is done, and then there is no driver to run it.

@@ -8,7 +8,7 @@ async fn every_step_is_looked_at_and_nothing_is_changed() {
     bench.step("a", &[]);
     bench.world.lock().expect("unpoisoned").insert("fake/a".into());
     let found =
-        check(&bench.plan(), bench.events(), CancellationToken::new()).await.expect("can be seen");
+        check(&bench.plan(), bench.sink(), CancellationToken::new()).await.expect("can be seen");
     let found: Vec<(&str, &Check)> = found.iter().map(|(id, check)| (id.as_str(), check)).collect();
     assert_eq!(
         found,
@@ -40,7 +40,7 @@ impl Step for Blind {
 
     async fn check(&self, context: &Context) -> Result<Check> {
         assert!(
-            context.journal_writer.stopped("l1").await.is_err(),
+            context.journal.stopped("l1").await.is_err(),
             "who only looks can write nothing into the journal"
         );
         Err(crate::Error::new(crate::Kind::Unreachable, "l1 does not answer"))
@@ -70,9 +70,8 @@ async fn what_cannot_be_looked_at_before_another_step_is_unknown() {
     let mut bench = Bench::new();
     bench.step("a", &[]);
     bench.steps.push(blind(&bench, &["a"]));
-    let found = check(&bench.plan(), bench.events(), CancellationToken::new())
-        .await
-        .expect("is no failure");
+    let found =
+        check(&bench.plan(), bench.sink(), CancellationToken::new()).await.expect("is no failure");
     assert_eq!(found[1].1, Check::Unknown("after fake/a".into()));
 }
 
@@ -82,7 +81,7 @@ async fn a_check_that_should_be_possible_and_fails_is_a_failure() {
     bench.step("a", &[]);
     bench.world.lock().expect("unpoisoned").insert("fake/a".into());
     bench.steps.push(blind(&bench, &["a"]));
-    let error = check(&bench.plan(), bench.events(), CancellationToken::new())
+    let error = check(&bench.plan(), bench.sink(), CancellationToken::new())
         .await
         .expect_err("a is there, and blind still cannot be seen");
     assert_eq!((error.step(), error.message()), (Some("fake/blind"), "l1 does not answer"));

@@ -132,7 +132,7 @@ impl Bench {
         self.lab.lock(["test"]).and_then(|lock| lock.journal()).expect("nobody else is at work")
     }
 
-    fn events(&self) -> EventSink {
+    fn sink(&self) -> EventSink {
         let events = self.events.clone();
         EventSink::new(move |event| events.lock().expect("no test panics with it").push(event))
     }
@@ -148,6 +148,6 @@ impl Bench {
             longest_wait: Duration::from_millis(2),
         };
         let options = Options { command: vec!["test".into()], retry };
-        run(&self.plan(), options, self.journal(), self.events(), cancel.clone()).await
+        run(&self.plan(), options, self.journal(), self.sink(), cancel.clone()).await
     }
 }

@@ -172,11 +172,11 @@ async fn what_fails_leaves_nothing_behind() {
 #[test]
 fn qemu_imgs_progress_is_passed_on() {
     use crate::event::{Event, Progress};
-    let (sender, events) = std::sync::mpsc::channel();
+    let (sender, heard) = std::sync::mpsc::channel();
     let events = EventSink::new(move |event| sender.send(event).expect("heard")).for_step("x");
     progress(b"    (12.34/100%)\r    (50.01/100%)\r", &events);
     progress(b"nothing", &events);
-    let seen: Vec<Event> = events.try_iter().collect();
+    let seen: Vec<Event> = heard.try_iter().collect();
     assert!(
         matches!(
             &seen[..],

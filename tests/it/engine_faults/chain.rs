@@ -296,7 +296,7 @@ impl Make {
                 let key = self.lab.keys().host_key("l1")?;
                 self.lab.known_hosts().set("l1", key.public())
             }
-            Some(Also::Ready) => context.ledger.ready("l2", "a file", None).await,
+            Some(Also::Ready) => context.journal.ready("l2", "a file", None).await,
         }
     }
 }
@@ -325,7 +325,7 @@ impl Step for Make {
 
     async fn apply(&self, context: &Context) -> Result<()> {
         for resource in &self.resources {
-            context.ledger.creating(resource.clone()).await?;
+            context.journal.creating(resource.clone()).await?;
         }
         self.do_also(context).await?;
         for work in &self.work {

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use nestlab::engine::{Running, Signals};
+use nestlab::engine::{RunningSteps, Signals};
 use nestlab::event::{Event, EventSink};
 use nestlab::lab::reservations::Claim;
 use nestlab::lab::status::StepState;
@@ -261,7 +261,7 @@ fn listen() -> nestlab::Result<(EventSink, Signals)> {
             eprintln!("{text}");
         }
     });
-    let running = Running::default();
+    let running = RunningSteps::default();
     let events = running.watch(events);
     let signals = Signals::listen(events.clone(), running, || {})?;
     Ok((events, signals))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nestlab::event::EventSink;
-use nestlab::image::manifest::VmOrigin;
+use nestlab::image::manifest::ManifestOrigin;
 use nestlab::image::{FetchOptions, Manifest, Store, VerifiedImage, fetch};
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ impl Place {
 }
 
 pub fn parse(text: &str) -> Manifest {
-    let parsed = Manifest::parse(text, VmOrigin::Text("test".into()));
+    let parsed = Manifest::parse(text, ManifestOrigin::Text("test".into()));
     parsed.unwrap_or_else(|error| panic!("{}", error.report()))
 }
 

@@ -2,7 +2,7 @@
 
 use nestlab::Kind;
 use nestlab::image::Manifest;
-use nestlab::image::manifest::VmOrigin;
+use nestlab::image::manifest::ManifestOrigin;
 
 use super::place::{Place, noise, parse, sha256};
 use crate::support::publisher::ova::Ova;
@@ -124,7 +124,7 @@ async fn each_proof_is_enough_on_its_own() {
         place.is_whole(&image.unwrap_or_else(|error| panic!("{proof}: {}", error.report())));
         place.store.prune(nestlab::image::store::Prune::Unused, false).expect("prunes");
     }
-    assert!(Manifest::parse(bare, VmOrigin::Text("test".into())).is_err(), "no proof at all");
+    assert!(Manifest::parse(bare, ManifestOrigin::Text("test".into())).is_err(), "no proof at all");
 }
 
 #[tokio::test(flavor = "multi_thread")]

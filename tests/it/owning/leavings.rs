@@ -1,6 +1,6 @@
 //! What is litter, what is not, and what is not nestlab's.
 
-use nestlab::lab::Entry;
+use nestlab::lab::JournalEntry;
 
 use super::user::User;
 
@@ -12,7 +12,7 @@ async fn gc_never_touches_a_lab_whose_last_run_was_interrupted() {
     let journal =
         user.lab("tiny").lock(["nestlab"]).and_then(|lock| lock.journal()).expect("opens");
     let command = vec!["nestlab".to_owned(), "up".to_owned()];
-    let begun = Entry::RunStarted { command, version: "0".to_owned(), pid: 1, steps: 5 };
+    let begun = JournalEntry::RunStarted { command, version: "0".to_owned(), pid: 1, steps: 5 };
     journal.append(begun).await.expect("writes");
     drop(journal);
     let said = user.ok(&["gc", "--yes"]);

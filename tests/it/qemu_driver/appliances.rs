@@ -52,7 +52,7 @@ impl Appliance {
             hostname: name.parse().expect("a name"),
             authorized_keys: vec![login.public_key().clone()],
             host_key: Some(host.clone()),
-            network: seed::Network { cards: cards.collect(), neighbours: vec![two] },
+            network: seed::SeedNetwork { cards: cards.collect(), neighbours: vec![two] },
         };
         seed::write(&volume, &seed).expect("writes the seed");
         bench.spec.seed = Some(volume);

@@ -1,10 +1,10 @@
 //! What counts as evidence that a guest is up, and what as its end, through the real driver.
 
 use nestlab::event::EventSink;
-use nestlab::guest::Site;
+use nestlab::guest::ExecContext;
 use nestlab::guest::readiness::{self, Evidence, VmView};
 use nestlab::hypervisor::{Hypervisor as _, Stop};
-use nestlab::recipe::Ready;
+use nestlab::recipe::Readiness;
 use nestlab::{Error, Kind};
 use tokio_util::sync::CancellationToken;
 
@@ -12,9 +12,9 @@ use super::bench::Bench;
 use crate::support::boot_sector::run;
 
 /// Works on the guest of `bench` as seen from outside.
-async fn seen<T>(bench: &Bench, work: impl AsyncFnOnce(Site<'_>, VmView<'_>) -> T) -> T {
+async fn seen<T>(bench: &Bench, work: impl AsyncFnOnce(ExecContext<'_>, VmView<'_>) -> T) -> T {
     let (events, cancel) = (EventSink::silent(), CancellationToken::new());
-    let site = Site {
+    let site = ExecContext {
         host: bench.host(),
         patience: bench.probe.patience,
         events: &events,
@@ -25,16 +25,16 @@ async fn seen<T>(bench: &Bench, work: impl AsyncFnOnce(Site<'_>, VmView<'_>) -> 
 }
 
 /// Waits until the guest of `bench` shows this evidence, or has none to show.
-async fn wait(bench: &Bench, ready: &Ready) -> Result<Evidence, Error> {
+async fn wait(bench: &Bench, ready: &Readiness) -> Result<Evidence, Error> {
     seen(bench, async |site, outside| readiness::wait(site, outside, ready).await).await
 }
 
-fn says_up() -> Ready {
-    Ready::Serial { pattern: "^up$".to_owned() }
+fn says_up() -> Readiness {
+    Readiness::Serial { pattern: "^up$".to_owned() }
 }
 
 /// Asserts that waiting for `ready` ends with the guest's own trouble, and returns the error's words.
-async fn is_stuck(bench: &Bench, ready: &Ready) -> String {
+async fn is_stuck(bench: &Bench, ready: &Readiness) -> String {
     let error = wait(bench, ready).await.expect_err("goes no further");
     assert_eq!(error.kind(), Kind::NotReady, "{error:?}");
     error.message().to_owned()
@@ -76,7 +76,7 @@ async fn a_kernel_that_panics_on_its_serial_console_is_not_waited_for() {
 async fn a_prompt_of_grubs_on_the_screen_is_told_and_no_picture_of_a_system() {
     let bench = Bench::new("rescued").await;
     bench.start().await;
-    let words = is_stuck(&bench, &Ready::Screen).await;
+    let words = is_stuck(&bench, &Readiness::Screen).await;
     assert!(words.contains("GRUB") && words.contains("grub rescue>"), "{words}");
     bench.stop(Stop::PowerOff).await;
 }
@@ -90,7 +90,7 @@ async fn a_firmware_that_finds_nothing_to_start_is_told() {
         .arg(&disk)
         .arg("1M"));
     bench.start().await;
-    let words = is_stuck(&bench, &Ready::Screen).await;
+    let words = is_stuck(&bench, &Readiness::Screen).await;
     assert!(words.contains("its firmware finds nothing to start"), "{words}");
     bench.stop(Stop::PowerOff).await;
 }

@@ -163,7 +163,7 @@ fn write_keys_and_seed(folder: &Path, hostname: &str) -> PathBuf {
         hostname: hostname.parse().unwrap(),
         authorized_keys: vec![login.public_key().clone()],
         host_key: Some(host),
-        network: seed::Network::default(),
+        network: seed::SeedNetwork::default(),
     };
     seed::write(Utf8Path::from_path(&path).unwrap(), &seed).unwrap();
     path

@@ -72,7 +72,7 @@ fn at_a_terminal_a_no_keeps_the_disk_and_a_yes_replaces_it() {
     assert!(bench.is_marked(&bench.disk()), "it was replaced");
     bench.up_at_a_terminal("y\n");
     assert!(!bench.is_marked(&bench.disk()), "it has the old disk");
-    assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
+    assert!(kept(&bench).is_empty());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_disk_is_replaced_on_request_and_the_old_one_goes_once_the_new_guest_is_up()
     bench.up(&["--replace", "g1"]);
     assert!(!bench.is_marked(&bench.disk()), "it has the old disk");
     assert_eq!(bench.state(), "running");
-    assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
+    assert!(kept(&bench).is_empty());
     assert_eq!(bench.to_do(), [""; 0]);
     assert_eq!(bench.step("g1/place")["effect"], serde_json::Value::Null, "nothing differs now");
     assert_eq!(outdated(&bench), serde_json::Value::Null);
@@ -136,7 +136,7 @@ fn an_image_that_cannot_be_got_costs_nothing() {
     bench.unpublish("img-b", "2");
     bench.refused(5, &["--allow", "replace"]);
     assert_eq!(bench.pid(), pid, "it was stopped for nothing");
-    assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
+    assert!(kept(&bench).is_empty());
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_new_guest_that_does_not_come_up_leaves_the_old_disk_where_it_is_said() {
     // A second try that ends well removes it.
     bench.image("obedient", "img-b", "3", 3);
     bench.up(&["--replace", "g1"]);
-    assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
+    assert!(kept(&bench).is_empty());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_replacement_that_was_killed_at_any_moment_goes_on_and_loses_nothing() {
         }
     }
     assert!(ended, "it never came to its end");
-    assert_eq!(kept(&bench), [std::path::PathBuf::new(); 0]);
+    assert!(kept(&bench).is_empty());
     assert!(!bench.is_marked(&bench.disk()), "it has the old disk");
     assert_eq!(bench.to_do(), [""; 0]);
 }
