@@ -11,7 +11,7 @@
 //! | [`keys`], [`known_hosts`] | the lab's SSH keys, and their public halves for the user's own ssh |
 //! | [`record`], [`journal`], [`journal_writer`] | what was intended, done and made |
 //! | [`resources`] | what exists because of this lab, from the journal |
-//! | [`reservations`] | names and ports that no other lab may take |
+//! | [`reservations`] | VMs that no other lab may take over |
 //! | [`status`] | the last known state, from the journal |
 //! | [`bundle`] | what helps to understand a failure, in one archive without secrets |
 //! | [`leftovers`] | labs whose last run did not end well, and VMs whose lab is gone |

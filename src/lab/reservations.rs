@@ -1,6 +1,7 @@
-//! Names and ports that belong to a lab, so that two labs built at once never collide.
+//! VMs that belong to one lab, so that no two labs take over the same one.
 //!
-//! They are kept for all labs of a state directory in one file, changed by one at a time. Between users or state directories the kernel and the hypervisor decide.
+//! They are kept for all labs of a state directory in one file, changed by one at a time, which is there as
+//! long as something is reserved. Between users or state directories the hypervisor decides.
 
 use std::collections::BTreeSet;
 
@@ -22,32 +23,6 @@ pub enum Claim {
         /// The VM's name.
         name: String,
     },
-    /// A TCP port on 127.0.0.1 of a host.
-    Port {
-        /// The host.
-        host: String,
-        /// What it is for, such as `l1/ssh`.
-        purpose: String,
-        /// The port.
-        port: u16,
-    },
-}
-
-impl Claim {
-    /// Whether both cannot be had at once.
-    fn collides(&self, other: &Claim) -> bool {
-        match (self, other) {
-            (Claim::Name { host, name }, Claim::Name { host: other_host, name: other_name }) => {
-                host == other_host && name == other_name
-            }
-            (Claim::Port { host, port, .. }, Claim::Port { host: other_host, port: other, .. }) => {
-                host == other_host && port == other
-            }
-            (Claim::Name { .. }, Claim::Port { .. }) | (Claim::Port { .. }, Claim::Name { .. }) => {
-                false
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,51 +50,11 @@ impl Reservations {
     /// reserve what one has is fine.
     pub fn claim(&self, lab: &LabName, claim: Claim) -> Result<Option<LabName>> {
         self.change(|all| {
-            if let Some(other) =
-                all.iter().find(|held| held.lab != *lab && held.claim.collides(&claim))
-            {
+            if let Some(other) = all.iter().find(|held| held.lab != *lab && held.claim == claim) {
                 return Ok(Some(other.lab.clone()));
             }
             all.insert(Reserved { lab: lab.clone(), claim });
             Ok(None)
-        })
-    }
-
-    /// Returns the port that `lab` has on `host` for `purpose`: the one it reserved before, else the
-    /// first of `candidates` that no lab has, which is reserved.
-    ///
-    /// # Errors
-    /// What `candidates` fails with; [`Kind::HostCannot`] if they end.
-    pub fn port(
-        &self,
-        lab: &LabName,
-        host: &str,
-        purpose: &str,
-        candidates: impl IntoIterator<Item = Result<u16>>,
-    ) -> Result<u16> {
-        self.change(|all| {
-            let before = all.iter().find_map(|held| match &held.claim {
-                Claim::Port { host: h, purpose: p, port }
-                    if held.lab == *lab && h == host && p == purpose =>
-                {
-                    Some(*port)
-                }
-                _ => None,
-            });
-            if let Some(port) = before {
-                return Ok(port);
-            }
-            for candidate in candidates {
-                let (host, purpose) = (host.to_owned(), purpose.to_owned());
-                let claim = Claim::Port { host, purpose, port: candidate? };
-                if !all.iter().any(|held| held.claim.collides(&claim)) {
-                    let Claim::Port { port, .. } = claim else { unreachable!("it is a port") };
-                    all.insert(Reserved { lab: lab.clone(), claim });
-                    return Ok(port);
-                }
-            }
-            Err(Error::new(Kind::HostCannot, format!("no free port was found for {purpose}"))
-                .on_host(host))
         })
     }
 
@@ -155,7 +90,9 @@ impl Reservations {
         let before = self.read()?;
         let mut all = before.clone();
         let result = work(&mut all)?;
-        if all != before {
+        if all.is_empty() && !before.is_empty() {
+            fs_err::remove_file(self.path())?;
+        } else if all != before {
             let text = serde_json::to_vec_pretty(&all).expect("reservations are plain data");
             writing.write(NAME, &text)?;
         }
@@ -215,19 +152,6 @@ mod tests {
     }
 
     #[test]
-    fn a_port_stays_with_its_purpose_and_is_never_given_twice() {
-        let (_keep, labs, a, b) = two_labs();
-        let all = labs.reservations();
-        let candidates = || [4001, 4002].into_iter().map(Ok);
-        assert_eq!(all.port(&a, "L0", "l1/ssh", candidates()).expect("reserves"), 4001);
-        assert_eq!(all.port(&a, "L0", "l1/ssh", [Ok(4009)]).expect("remembers"), 4001);
-        assert_eq!(all.port(&b, "L0", "l1/ssh", candidates()).expect("reserves"), 4002);
-        assert_eq!(all.port(&b, "l1", "l2/ssh", candidates()).expect("reserves"), 4001);
-        let error = all.port(&b, "L0", "l2/ssh", candidates()).expect_err("none is left");
-        assert_eq!(error.kind(), Kind::HostCannot);
-    }
-
-    #[test]
     fn what_a_lab_had_is_free_once_the_lab_is_gone() {
         let (_keep, labs, a, b) = two_labs();
         let all = labs.reservations();
@@ -237,20 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn many_labs_at_once_get_as_many_ports() {
+    fn of_many_labs_at_once_one_gets_the_name() {
         let (_keep, labs, a, b) = two_labs();
-        let got: Vec<u16> = std::thread::scope(|scope| {
+        let got: Vec<_> = std::thread::scope(|scope| {
             let tasks: Vec<_> = (0..8)
                 .map(|number| {
                     let (all, lab) = (labs.reservations(), if number % 2 == 0 { &a } else { &b });
-                    let purpose = format!("guest{number}/ssh");
-                    scope.spawn(move || {
-                        all.port(lab, "L0", &purpose, (5000..5008).map(Ok)).expect("reserves")
-                    })
+                    scope.spawn(move || all.claim(lab, name("nestlab-x")).expect("asks"))
                 })
                 .collect();
             tasks.into_iter().map(|task| task.join().expect("does not panic")).collect()
         });
-        assert_eq!(got.iter().collect::<BTreeSet<_>>().len(), 8, "{got:?}");
+        assert_eq!(got.iter().filter(|other| other.is_none()).count(), 4, "{got:?}");
+    }
+
+    #[test]
+    fn nothing_reserved_is_no_file() {
+        let (_keep, labs, a, _b) = two_labs();
+        let all = labs.reservations();
+        all.claim(&a, name("nestlab-x")).expect("asks");
+        assert!(all.path().exists());
+        all.release(&a).expect("gives back");
+        assert!(!all.path().exists());
     }
 }

@@ -153,10 +153,22 @@ fn a_guest_that_neither_journal_nor_machines_tell_of_is_found_by_its_folder() {
 }
 
 #[test]
-fn a_lab_is_not_removed_while_a_qemu_works_on_its_disks() {
+fn a_vm_whose_definition_is_gone_ends_with_its_lab() {
     let golden = Golden::new();
     golden.up();
     fs::remove_file(golden.file("disks/g1/guest.json")).expect("is there");
+    golden.ok(&["destroy", "golden", "--yes"]);
+    assert_eq!((golden.qemus(), golden.lab().exists()), (vec![], false));
+}
+
+#[test]
+fn a_lab_is_not_removed_while_a_qemu_works_on_its_disks() {
+    let golden = Golden::new();
+    golden.up();
+    // Neither its definition nor its process id is there to find it by.
+    for file in ["guest.json", "pid"] {
+        fs::remove_file(golden.file(&format!("disks/g1/{file}"))).expect("is there");
+    }
     let pid = golden.qemus()[0].to_string();
     let refused = golden.run(&["destroy", "golden", "--yes"]);
     refused.refused(1, &["QEMU still works on disks of the lab golden", &format!("kill {pid}")]);
@@ -263,8 +275,8 @@ fn a_copy_of_a_lab_ends_nothing_of_the_lab_and_a_moved_one_is_the_lab() {
     let cp = std::process::Command::new("cp").arg("-a").args([golden.lab(), copy.clone()]).status();
     assert!(cp.expect("cp runs").success());
     for command in [&["destroy", "backup", "--yes"][..], &["down", "backup"]] {
-        let host_key_binding = format!("rm -r {copy}");
-        golden.run(command).refused(2, &["is a copy of the one in", &host_key_binding]);
+        let way_out = format!("rm -r {copy}");
+        golden.run(command).refused(2, &["is a copy of the one in", &way_out]);
         assert_eq!(golden.qemus().len(), 1, "{command:?}");
     }
     let shown = golden.ok(&["status", "backup"]);

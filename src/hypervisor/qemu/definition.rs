@@ -104,12 +104,13 @@ impl QemuDiskFormat {
 }
 
 impl Definition {
-    /// Has the VM's files in `folder`. They always lie in that of the definition, which may have been moved
-    /// since it was written.
+    /// Has the VM's files in `folder`, the definition's own, which may have been moved since it was written:
+    /// those that lay in a folder of that name. A CD may lie elsewhere.
     pub(super) fn move_into(&mut self, folder: &Utf8Path) {
         let (Drive::Disk { path: media, .. } | Drive::Cd(media)) = &mut self.drive;
         for path in [media].into_iter().chain(&mut self.seed) {
-            if let Some(name) = path.file_name() {
+            let was_beside = path.parent().and_then(Utf8Path::file_name) == folder.file_name();
+            if let Some(name) = path.file_name().filter(|_| was_beside) {
                 *path = folder.join(name);
             }
         }

@@ -205,15 +205,21 @@ async fn with_log(vm_site: QemuVm<'_>, error: Error) -> Error {
 /// Stops the VM: by the power button, by QMP, by SIGKILL to the process that is proven to be it. What became
 /// of its definition does not matter.
 pub(super) async fn stop(vm_site: QemuVm<'_>, how: Stop, events: &EventSink) -> Result<()> {
-    if let Some(pid) = vm_site.process().await? {
-        end(vm_site, pid, how, events).await?;
+    if let Some((pid, uuid)) = vm_site.process().await? {
+        end(vm_site, pid, uuid, how, events).await?;
     }
     vm_site.host.check(&scripts::forget(vm_site.folder())).await?;
     Ok(())
 }
 
 /// Ends the VM's process `pid`.
-async fn end(vm_site: QemuVm<'_>, pid: u32, how: Stop, events: &EventSink) -> Result<()> {
+async fn end(
+    vm_site: QemuVm<'_>,
+    pid: u32,
+    uuid: Uuid,
+    how: Stop,
+    events: &EventSink,
+) -> Result<()> {
     if let Stop::Graceful(grace) | Stop::Ask(grace) = how {
         events.doing("waiting for the guest to shut down");
         if shut_down(vm_site, pid, grace).await && gone(vm_site, pid).await? {
@@ -222,12 +228,12 @@ async fn end(vm_site: QemuVm<'_>, pid: u32, how: Stop, events: &EventSink) -> Re
         if let Stop::Ask(grace) = how {
             return Err(still_on(&vm_site.spec.vm, grace).on_host(vm_site.host.name()));
         }
-        events.doing("pulling the plug");
+        events.doing("powering it off");
     }
     if quit(vm_site, pid).await && gone(vm_site, pid).await? {
         return Ok(());
     }
-    vm_site.host.check(&scripts::kill(pid, vm_site.spec.uuid())).await?;
+    vm_site.host.check(&scripts::kill(pid, uuid)).await?;
     if gone(vm_site, pid).await? {
         return Ok(());
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::definition::Definition;
 use super::folder::Folder;
 use super::qmp::Qmp;
@@ -76,16 +78,23 @@ impl<'a> QemuVm<'a> {
         Ok(Some(vm))
     }
 
-    /// Returns the VM's process, also if its definition is missing or damaged.
-    pub(super) async fn process(self) -> Result<Option<u32>> {
+    /// Returns the VM's process id and the UUID that it runs under, also if its definition is missing or
+    /// damaged.
+    pub(super) async fn process(self) -> Result<Option<(u32, Uuid)>> {
+        // A UUID comes from the folder that the VM was made in, which may have been moved since: what is
+        // written down goes before what follows from the folder's place now.
+        if let Ok(Some(vm)) = self.look().await {
+            return Ok(vm.pid.map(|pid| (pid, vm.definition.uuid)));
+        }
+        let uuid = self.spec.uuid();
         let printed = self.host.check(&scripts::process(self.folder())).await?.stdout;
         let parts = printed.split(|byte| *byte == 0);
-        Ok(process(parts, &self.spec.uuid().to_string()).pid)
+        Ok(process(parts, &uuid.to_string()).pid.map(|pid| (pid, uuid)))
     }
 
     /// Returns whether `pid` is still the VM's process.
     pub(super) async fn is_alive(self, pid: u32) -> Result<bool> {
-        Ok(self.process().await? == Some(pid))
+        Ok(self.process().await?.is_some_and(|(running, _)| running == pid))
     }
 
     /// Looks at the VM, which must be defined.

@@ -25,13 +25,13 @@ use crate::support::sshd::{Sshd, user};
 
 /// A scratch directory with the state directory of nestlab and the world that it changes.
 #[derive(Debug, Clone)]
-pub(crate) struct PlanBuilder {
+pub(crate) struct Chain {
     pub(crate) root: Utf8PathBuf,
 }
 
-impl PlanBuilder {
+impl Chain {
     pub(crate) fn in_directory(root: &Utf8Path) -> Self {
-        PlanBuilder { root: root.to_owned() }
+        Chain { root: root.to_owned() }
     }
 
     /// Makes the world as it is before nestlab: an image to fetch, a thing of somebody else's, and an SSH
@@ -140,7 +140,7 @@ impl PlanBuilder {
                 .runs(["mkdir", "-p", &path("l1")])
                 .runs(["cp", &publisher, &path("l1/config.part")])
                 .runs(["mv", &path("l1/config.part"), &path("l1/config")]),
-            step(("l1", "reserve"), &[], "l1/port").also(Also::ReservePort).needing("l1", "define"),
+            step(("l1", "reserve"), &[], "l1/reserved").also(Also::Reserve).needing("l1", "define"),
             step(("l1", "start"), &[("l1", "reserve")], "l1/running")
                 .runs(["touch", &path("l1/running")]),
             step(("l1", "known-host"), &[("l1", "start")], "l1/known")
@@ -199,7 +199,6 @@ impl PlanBuilder {
     pub(crate) fn left_in_state(&self) -> Vec<String> {
         let mut left = Vec::new();
         walk(&self.root.join("state"), &mut |path, text| left.push(format!("{path}: {text}")));
-        left.retain(|line| !line.ends_with("reservations.json: []"));
         left
     }
 }
@@ -244,7 +243,7 @@ enum Work {
 /// What a step does besides its commands.
 #[derive(Clone, Copy)]
 enum Also {
-    ReservePort,
+    Reserve,
     KnownHost,
     Ready,
 }
@@ -282,12 +281,13 @@ impl Make {
     async fn do_also(&self, context: &Context) -> Result<()> {
         match self.also {
             None => Ok(()),
-            Some(Also::ReservePort) => {
-                let candidates = (40_001..).map(Ok);
+            Some(Also::Reserve) => {
                 let all = self.lab.labs().reservations();
-                let port = all.port(self.lab.name(), "L0", "l1/ssh", candidates)?;
-                let part = self.lab.logs().join("port");
-                let command = Command::new("tee").arg(part.as_str()).stdin(port.to_string());
+                let claim = Claim::Name { host: "L0".to_owned(), name: "vm-of-l1".to_owned() };
+                let other = all.claim(self.lab.name(), claim)?;
+                let part = self.lab.logs().join("reserved");
+                let text = format!("{other:?}");
+                let command = Command::new("tee").arg(part.as_str()).stdin(text);
                 self.host.check(&command).await?;
                 let command = Command::new("mv").args([part.as_str(), self.proof.as_str()]);
                 self.host.check(&command).await.map(drop)
@@ -353,7 +353,7 @@ impl Step for Make {
 
 /// Removes what the chain made; what is on a guest only while that guest runs.
 struct Rm {
-    chain: PlanBuilder,
+    chain: Chain,
     host: HostRef,
     lab: Lab,
 }
@@ -383,7 +383,7 @@ impl Remover for Rm {
 }
 
 /// What the state directory says when all went well.
-pub(crate) fn held_by_the_lab(chain: &PlanBuilder) -> Vec<Claim> {
+pub(crate) fn held_by_the_lab(chain: &Chain) -> Vec<Claim> {
     let name = "demo".parse().expect("a name");
     chain.labs().reservations().held(&name).expect("reads")
 }

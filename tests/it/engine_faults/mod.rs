@@ -21,7 +21,7 @@ use nestlab::{Kind, faults};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::sshd::Sshd;
-use chain::{PlanBuilder, held_by_the_lab};
+use chain::{Chain, held_by_the_lab};
 
 const DIRECTORY: &str = "NESTLAB_TEST_DIRECTORY";
 const ACT: &str = "NESTLAB_TEST_ACT";
@@ -39,7 +39,7 @@ fn an_undisturbed_run_builds_everything_and_destroy_leaves_nothing() {
     let (status, _) = bench.child("up", None).end();
     assert!(status.success(), "{status}");
     let built = bench.chain.snapshot();
-    assert!(built.contains_key("l1/l2/ready") && built["l1/port"] == "40001", "{built:?}");
+    assert!(built.contains_key("l1/l2/ready") && built["l1/reserved"] == "None", "{built:?}");
     assert!(bench.points() >= 100, "only {} points", bench.points());
     assert_eq!(bench.up_again(), 0, "a second run has nothing to do");
     bench.destroy_and_see_nothing_left(&before);
@@ -150,7 +150,7 @@ fn scratch() -> tempfile::TempDir {
 struct Bench<'a> {
     _scratch: tempfile::TempDir,
     root: Utf8PathBuf,
-    chain: PlanBuilder,
+    chain: Chain,
     before: BTreeMap<String, String>,
     sshd: &'a Sshd,
 }
@@ -159,7 +159,7 @@ impl<'a> Bench<'a> {
     fn new(sshd: &'a Sshd) -> Self {
         let scratch = scratch();
         let root = Utf8Path::from_path(scratch.path()).expect("UTF-8").to_owned();
-        let chain = PlanBuilder::in_directory(&root);
+        let chain = Chain::in_directory(&root);
         chain.prepare(sshd);
         let before = chain.snapshot();
         Bench { _scratch: scratch, root, chain, before, sshd }
@@ -269,7 +269,7 @@ fn listen() -> nestlab::Result<(EventSink, Signals)> {
 
 /// What the child does; it does not return.
 fn act(directory: &Utf8Path, act: &str) -> ! {
-    let chain = PlanBuilder::in_directory(directory);
+    let chain = Chain::in_directory(directory);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(async {
         match act {

@@ -33,6 +33,12 @@ struct Point {
     name: String,
 }
 
+impl Point {
+    fn is_write(&self) -> bool {
+        self.name == "the middle of a write"
+    }
+}
+
 #[test]
 fn the_real_steps_have_more_than_three_hundred_points() {
     let lab = Disturbed::new(flat);
@@ -41,7 +47,8 @@ fn the_real_steps_have_more_than_three_hundred_points() {
     let faults = 4 * (up.len() + destroy.len());
     assert!(faults >= 300, "{} points in up, {} in destroy", up.len(), destroy.len());
     let steps: BTreeSet<&str> = up.iter().map(|point| point.step.as_str()).collect();
-    let all = ["-", "image/boot.raw", "l1/define", "l1/place", "l1/ready", "l1/start"];
+    // The download runs no command; journal writes belong to no step.
+    let all = ["-", "l1/define", "l1/place", "l1/ready", "l1/start"];
     assert_eq!(steps, BTreeSet::from(all));
     println!("{} points in up, {} in destroy: {faults} faults", up.len(), destroy.len());
 }
@@ -178,7 +185,9 @@ impl Disturbed {
     /// Disturbs `act` at every point that is chosen.
     fn everywhere(&self, act: &str, fault: Fault) {
         let points = self.points(act);
-        let chosen = chosen(&points, fault as usize * STRIDE / 4);
+        let mut chosen = chosen(&points, fault as usize * STRIDE / 4);
+        // What only looks at L0 before a step begins does not notice a full disk.
+        chosen.retain(|point| fault != Fault::Full || point.step != "-" || point.is_write());
         for point in &chosen {
             self.disturbed(act, fault, point);
         }
