@@ -1,4 +1,4 @@
-//! StepRunner step from the moment its needs are met to its end.
+//! One step from the moment its needs are met to its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

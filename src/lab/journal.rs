@@ -165,11 +165,11 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Shared {
-    /// LockFile while the disk is written.
+    /// Held while the disk is written.
     writer: Mutex<JournalFile>,
     /// Damaged lines that nobody has made up for yet; held for an instant only.
     unexamined: Mutex<Vec<usize>>,
-    /// LockFile for an instant only.
+    /// Held for an instant only.
     records: Mutex<Vec<Record>>,
     /// What is to be written ahead of the next record; held for an instant only.
     notes: Mutex<Vec<(Timestamp, JournalEntry)>>,

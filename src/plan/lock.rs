@@ -1,5 +1,5 @@
 //! What exactly a lab came to: image digests and signature times, package versions in each guest,
-//! kernels and hypervisors. SettledValues beside the recipe, it makes the next lab the same one.
+//! kernels and hypervisors. Kept beside the recipe, it makes the next lab the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,7 +23,7 @@ const SCHEMA: u32 = 1;
 const INSTALLED: &str = r#"
 uname -r
 command -v dpkg-query >/dev/null || exit 0
-dpkg-query -W -f '${db:LabState-LabState} ${Package}:${Architecture} ${Version}\n'
+dpkg-query -W -f '${db:Status-Status} ${Package}:${Architecture} ${Version}\n'
 "#;
 
 /// A lab, pinned.

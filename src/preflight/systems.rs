@@ -390,7 +390,7 @@ pub const SYSTEMS: &[System] = &[
         name: "a virtual machine of a kind that nestlab does not know",
         signs: &[&[SystemMarker::HypervisorFlag]],
         support: Support::Some,
-        advice: "HostReport in the settings of what runs it for nested virtualization.",
+        advice: "Look in the settings of what runs it for nested virtualization.",
         commands: &[],
         link: "",
     },

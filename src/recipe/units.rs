@@ -169,7 +169,7 @@ impl JsonSchema for Mebibytes {
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Constraint".into()
+        "Amount".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

@@ -27,7 +27,7 @@ use crate::preflight::{
 };
 use crate::recipe::{LabName, Recipe};
 
-/// HostReport whether this machine can do it, and what to do where it cannot
+/// Look whether this machine can do it, and what to do where it cannot
 ///
 /// Looks at the processor, the firmware, the system around this machine, its hypervisors, kernel, packages
 /// and resources. With a recipe it is judged by what that recipe needs, also the machine that the recipe

@@ -174,7 +174,7 @@ async fn states(
     exec: ExecContext<'_>,
     names: impl Iterator<Item = &str>,
 ) -> Result<BTreeMap<String, String>> {
-    let format = "${Package} ${Architecture} ${db:AptStatus-AptStatus}\n";
+    let format = "${Package} ${Architecture} ${db:Status-Status}\n";
     let ask = Command::new("dpkg-query").args(["-W", "-f", format]).args(names);
     // It exits 1 when it has not heard of one of them, and still answers for the others.
     let answer = exec.host.run(&ask).await?.text();

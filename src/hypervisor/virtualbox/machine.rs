@@ -90,7 +90,7 @@ pub(crate) async fn inspect(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Opt
 }
 
 /// Returns the VM that nestlab made for `spec`: it has the name, and its settings file lies in the guest's
-/// folder. OneOrMany VMs may have one name.
+/// folder. Several VMs may have one name.
 async fn find_made(manage: &Manage<'_>, spec: &GuestSpec) -> Result<Option<Actual>> {
     let mut foreign = None;
     for vm in listed(manage).await?.into_iter().filter(|vm| vm.name == spec.vm) {

@@ -35,7 +35,7 @@ const MODULES: &[&str] = &[
     "sr_mod",
     "virtio_blk",
     "virtio_scsi",
-    // SeedNetwork cards.
+    // Network cards.
     "e1000",
     "e1000e",
     "pcnet32",

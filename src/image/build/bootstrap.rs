@@ -208,7 +208,7 @@ fn installed(status: &str) -> BTreeMap<String, String> {
                 stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
             };
             (field("Status")? == "install ok installed")
-                .then(|| Some((field("Package")?.to_owned(), field("ImageVersion")?.to_owned())))?
+                .then(|| Some((field("Package")?.to_owned(), field("Version")?.to_owned())))?
         })
         .collect()
 }
@@ -278,10 +278,9 @@ mod tests {
 
     #[test]
     fn a_release_date_is_read_as_debian_writes_it() {
-        let date = date_of("ManifestOrigin: Debian\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n", "sid")
-            .unwrap();
+        let date = date_of("Origin: Debian\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n", "sid").unwrap();
         assert_eq!(date.to_string(), "2026-10-30T08:08:01Z");
-        assert_eq!(date_of("ManifestOrigin: Debian\n", "sid").unwrap_err().kind(), Kind::Network);
+        assert_eq!(date_of("Origin: Debian\n", "sid").unwrap_err().kind(), Kind::Network);
     }
 
     #[test]

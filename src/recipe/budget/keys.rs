@@ -7,7 +7,7 @@ use crate::recipe::model::Guest;
 
 type KeyChoice = Option<Derived<HostKey>>;
 
-/// Returns L0's Host KeyChoice and each guest's.
+/// Returns L0's Host Key and each guest's.
 pub(super) fn derive(work: &mut Resolver<'_>) -> (KeyChoice, Vec<KeyChoice>) {
     let host_key = of_l0(work);
     let guests = work.recipe.guests();
@@ -31,7 +31,7 @@ fn of_l0(work: &mut Resolver<'_>) -> KeyChoice {
     let virtualbox = kinds.any(|kind| *kind == HypervisorKind::VirtualBox);
     match &work.recipe.host.host_key {
         Some(at) if !virtualbox => {
-            let message = "L0 runs its guests with QEMU, which has no Host KeyChoice";
+            let message = "L0 runs its guests with QEMU, which has no Host Key";
             let help = "leave `host-key` out, or write `hypervisor = \"virtualbox\"`";
             work.refuse(at.span(), Limit::Recipe, message, help);
             None
@@ -101,7 +101,7 @@ fn on_platform(
     platform: Platform,
 ) {
     if key.codes(platform).is_none() {
-        let message = format!("`{key}` cannot be a Host KeyChoice on {platform}");
+        let message = format!("`{key}` cannot be a Host Key on {platform}");
         work.refuse(span, Limit::Host, message, "choose a modifier key, such as `Right Ctrl`");
     }
 }

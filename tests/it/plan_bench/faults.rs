@@ -201,7 +201,12 @@ impl Disturbed {
         let what = format!("{act}, {fault:?} at {} ({}: {})", point.at, point.step, point.name);
         println!("== {what}");
         let (status, told) = self.run_with(act, fault, point.at);
-        expect_its_end(fault, status, &told, &what);
+        if self.was_passed(point.at) {
+            expect_its_end(fault, status, &told, &what);
+        } else {
+            // How often a guest is looked at until it is up differs from run to run, and with it what comes last.
+            assert!(status.success(), "{what} was not passed:\n{told}");
+        }
         if act == "up" {
             let again = self.bench.run(&["up", &self.recipe, "--quiet"]);
             assert!(
@@ -219,11 +224,20 @@ impl Disturbed {
         }
     }
 
+    /// Returns whether the last run with a fault came to the point with this number.
+    fn was_passed(&self, at: usize) -> bool {
+        let trace = self.bench.path("trace");
+        let passed = read_trace(&trace).iter().any(|point| point.at == at);
+        fs_err::remove_file(trace).expect("it was written");
+        passed
+    }
+
     /// Runs `act` with the fault. What hangs is interrupted, twice if it goes on.
     fn run_with(&self, act: &str, fault: Fault, at: usize) -> (ExitStatus, String) {
         let word = format!("{fault:?}").to_lowercase();
         let mut command = self.bench.command(&self.arguments(act));
         command.env("NESTLAB_FAULT", format!("{word}@{at}"));
+        command.env("NESTLAB_FAULT_TRACE", self.bench.path("trace"));
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
         let mut child = command.spawn().expect("nestlab runs");
         let pid = rustix::process::Pid::from_child(&child);

@@ -14,7 +14,7 @@ fn differing() -> Bench {
     bench
 }
 
-/// LineMarks the disk of the guest, which runs, as its own.
+/// Marks the disk of the guest, which runs, as its own.
 fn mark(bench: &Bench) {
     bench.nestlab.ok(&["down", "t1"]);
     bench.mark(&bench.disk());
