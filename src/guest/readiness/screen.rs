@@ -109,7 +109,8 @@ impl Screen {
         view.hypervisor.screenshot(view.host, view.spec, &remote).await?;
         let picture = Picture::decode(&view.host.read(&remote, MOST_PNG).await?)?;
         let text = match (picture.width, picture.height) {
-            TEXT_MODE => view.hypervisor.screen_text(view.host, view.spec).await?,
+            // Its words only explain: a hypervisor too busy to give them is no reason to give up waiting.
+            TEXT_MODE => view.hypervisor.screen_text(view.host, view.spec).await.unwrap_or(None),
             _ => None,
         };
         let trouble = text.as_deref().and_then(trouble::at_the_end_of);

@@ -12,8 +12,9 @@ use crate::error::{Error, Kind, Result};
 use crate::host::{Exit, Host, StreamAddress, TimeoutScale};
 use crate::hypervisor::{FoundVm, GuestSpec, Power};
 
-/// How long QEMU may be silent on QMP on bare metal, where it answers within milliseconds.
-const QMP_SILENCE: Duration = Duration::from_secs(5);
+/// How long QEMU may be silent on QMP. On bare metal it answers within milliseconds; on a host that is itself
+/// emulated, and busy, it was seen to take more than five seconds.
+const QMP_SILENCE: Duration = Duration::from_secs(30);
 
 /// How often a condition is looked at that cannot be waited for otherwise.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
