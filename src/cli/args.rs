@@ -245,12 +245,11 @@ mod tests {
 
     #[test]
     fn a_program_that_reads_events_is_told_of_progress_unless_it_wants_none() {
-        for (run_session, flags) in [(true, &["--json"][..]), (false, &["--json", "--no-progress"])]
-        {
+        for (shown, flags) in [(true, &["--json"][..]), (false, &["--json", "--no-progress"])] {
             let start = ["nestlab", "up", "quickstart", "--state-dir", "/s", "--cache-dir", "/c"];
             let cli = Cli::try_parse_from([&start, flags].concat()).expect("arguments");
             let globals = Globals::new(cli.globals).expect("settled");
-            assert_eq!(globals.no_progress, !run_session, "{flags:?}");
+            assert_eq!(globals.no_progress, !shown, "{flags:?}");
         }
     }
 }

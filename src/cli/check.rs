@@ -44,13 +44,13 @@ fn cores(text: &str) -> Result<Cpus, String> {
 struct CheckAnswer {
     schema: u32,
     recipe: String,
-    host: L0,
+    host: CheckedL0,
     guests: Vec<ResolvedView>,
 }
 
 /// L0 as the recipe was checked against it.
 #[derive(Serialize)]
-struct L0 {
+struct CheckedL0 {
     cores: u32,
     memory_mib: u64,
     hypervisor: HypervisorKind,
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     let guests = budget.view(&recipe);
     if globals.json {
         let (cores, memory_mib) = (host.cores.get(), host.memory.get());
-        let host = L0 { cores, memory_mib, hypervisor: host.hypervisor };
+        let host = CheckedL0 { cores, memory_mib, hypervisor: host.hypervisor };
         let recipe = recipe.name.to_string();
         output::print_json(&CheckAnswer { schema: 1, recipe, host, guests })?;
     } else {

@@ -20,13 +20,13 @@ struct FailureAnswer {
 
 /// Tells `error` and returns its exit code.
 pub(crate) fn tell(error: &Error, json: bool) -> ExitCode {
-    let run_session = if json {
+    let written = if json {
         output::print_json(&FailureAnswer { schema: 1, error: error.into() })
     } else {
         output::eprint(&styled(&printable(&error.report())));
         Ok(())
     };
-    if let Err(also) = run_session {
+    if let Err(also) = written {
         output::eprint(&styled(&printable(&also.report())));
     }
     ExitCode::from(error.kind().exit_code())

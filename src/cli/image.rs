@@ -248,7 +248,7 @@ async fn watched<T>(
 
 fn list(globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer {
+    struct ImageListAnswer {
         schema: u32,
         shipped: Vec<&'static str>,
         images: Vec<Image>,
@@ -257,7 +257,7 @@ fn list(globals: &Globals) -> Result<()> {
     let shipped: Vec<_> = shipped_names().collect();
     if globals.json {
         let images = here.iter().map(Image::from).collect();
-        return output::print_json(&Answer { schema: 1, shipped, images });
+        return output::print_json(&ImageListAnswer { schema: 1, shipped, images });
     }
     let names = here.iter().map(|image| image.name().as_str());
     let width = names.chain(shipped.iter().copied()).map(str::len).max().unwrap_or_default();
@@ -288,7 +288,7 @@ fn list(globals: &Globals) -> Result<()> {
 
 fn show(manifest: &str, globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer<'a> {
+    struct ShownImageAnswer<'a> {
         schema: u32,
         name: &'a str,
         version: Option<&'a ImageVersion>,
@@ -300,7 +300,7 @@ fn show(manifest: &str, globals: &Globals) -> Result<()> {
         return output::print(manifest.text());
     }
     let image = store(globals)?.find(&manifest)?;
-    output::print_json(&Answer {
+    output::print_json(&ShownImageAnswer {
         schema: 1,
         name: manifest.name().as_str(),
         version: manifest.version(),
@@ -340,7 +340,7 @@ async fn built(manifest: &str, options: &BuildOptions, globals: &Globals) -> Res
 
 async fn verified(args: Verify, globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer<'a> {
+    struct VerifiedFileAnswer<'a> {
         schema: u32,
         sha256: String,
         sha512: String,
@@ -361,7 +361,7 @@ async fn verified(args: Verify, globals: &Globals) -> Result<()> {
     };
     let proven = proven(args, manifest, file, newest_seen, globals).await?;
     if globals.json {
-        return output::print_json(&Answer {
+        return output::print_json(&VerifiedFileAnswer {
             schema: 1,
             sha256: proven.sha256().to_string(),
             sha512: proven.sha512().to_string(),
@@ -387,7 +387,7 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
         quarantined: Option<Utf8PathBuf>,
     }
     #[derive(Serialize)]
-    struct Answer {
+    struct VerifiedStoreAnswer {
         schema: u32,
         images: Vec<One>,
     }
@@ -411,9 +411,9 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
     });
     let images: Vec<One> = images.collect();
     if globals.json {
-        output::print_json(&Answer { schema: 1, images })?;
+        output::print_json(&VerifiedStoreAnswer { schema: 1, images })?;
     } else {
-        let run_session = |image: &One| match &image.why {
+        let line = |image: &One| match &image.why {
             None => {
                 format!("holds: {} {}: {}\n", image.name, image.version, image.proofs.join("; "))
             }
@@ -428,7 +428,7 @@ async fn store_verified(quarantine: bool, globals: &Globals) -> Result<ExitCode>
                 )
             }
         };
-        let text: String = images.iter().map(run_session).collect();
+        let text: String = images.iter().map(line).collect();
         output::print(if text.is_empty() { "the image store is empty\n" } else { &text })?;
     }
     let code = if bad { Kind::Untrusted.exit_code() } else { 0 };
@@ -468,7 +468,7 @@ async fn updated(
     globals: &Globals,
 ) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer {
+    struct UpdateAnswer {
         schema: u32,
         old: String,
         new: String,
@@ -503,7 +503,7 @@ async fn updated(
         let written = image.is_some();
         let image = image.as_ref().map(Image::from);
         let (old, new) = (old.to_string(), new.to_string());
-        return output::print_json(&Answer { schema: 1, old, new, written, image });
+        return output::print_json(&UpdateAnswer { schema: 1, old, new, written, image });
     }
     output::print(&if old == new {
         format!("{}: {old} is the newest\n", manifest.name())
@@ -520,7 +520,7 @@ fn pruned(all: bool, dry_run: bool, globals: &Globals) -> Result<()> {
         bytes: u64,
     }
     #[derive(Serialize)]
-    struct Answer {
+    struct PruneAnswer {
         schema: u32,
         dry_run: bool,
         removed: Vec<Removed>,
@@ -531,7 +531,7 @@ fn pruned(all: bool, dry_run: bool, globals: &Globals) -> Result<()> {
         let removed = pruned.into_iter();
         let removed =
             removed.map(|one| Removed { path: one.path, why: one.why, bytes: one.bytes }).collect();
-        return output::print_json(&Answer { schema: 1, dry_run, removed });
+        return output::print_json(&PruneAnswer { schema: 1, dry_run, removed });
     }
     let verb = if dry_run { "would remove" } else { "removed" };
     let mut text: String = pruned

@@ -102,7 +102,7 @@ fn show(lab: &Lab, back: u32, what: Option<&str>, globals: &Globals) -> Result<(
         let style = Style { verbose: true, quiet: false, ..style(globals) };
         let terminal = console::colors_enabled();
         let tell = LineFormatter::new(style, style.color.paint(terminal), false);
-        wanted.filter_map(|line| run_session(line, &tell)).collect()
+        wanted.filter_map(|line| shown(line, &tell)).collect()
     };
     output::print(&text)
 }
@@ -115,7 +115,7 @@ fn belongs(event: &Event, what: &str) -> bool {
 }
 
 /// Returns a line for a person: the time of day here, and what happened.
-fn run_session(line: &EventLine, tell: &LineFormatter) -> Option<String> {
+fn shown(line: &EventLine, tell: &LineFormatter) -> Option<String> {
     let said = match &line.event {
         Event::StepStarted { title, why, .. } => tell.begun(title, why),
         Event::StepProgress { step, progress: Progress::Doing { what } } => {

@@ -57,13 +57,13 @@ fn entry(recipe: &shipped::Shipped) -> Result<RecipeEntry> {
 
 fn list(globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer {
+    struct RecipeListAnswer {
         schema: u32,
         recipes: Vec<RecipeEntry>,
     }
     let recipes = shipped::shipped().iter().map(entry).collect::<Result<Vec<_>>>()?;
     if globals.json {
-        return output::print_json(&Answer { schema: 1, recipes });
+        return output::print_json(&RecipeListAnswer { schema: 1, recipes });
     }
     let width = recipes.iter().map(|recipe| recipe.name.len()).max().unwrap_or_default();
     let lines: String = recipes
@@ -79,14 +79,14 @@ fn list(globals: &Globals) -> Result<()> {
 
 fn show(name: &str, globals: &Globals) -> Result<()> {
     #[derive(Serialize)]
-    struct Answer {
+    struct RecipeAnswer {
         schema: u32,
         recipe: RecipeEntry,
         text: &'static str,
     }
     let recipe = find(name)?;
     if globals.json {
-        return output::print_json(&Answer {
+        return output::print_json(&RecipeAnswer {
             schema: 1,
             recipe: entry(recipe)?,
             text: recipe.text,

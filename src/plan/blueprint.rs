@@ -13,7 +13,7 @@ use super::images::Images;
 use super::l0_folder::L0Folder;
 use super::recall;
 use super::source::RecipeSource;
-use super::vm_place::{L0, VmPlace};
+use super::vm_place::{L0Address, VmPlace};
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Forward, GuestSpec, Media, VmOrigin};
 use crate::image::build::seed;
@@ -56,7 +56,7 @@ pub struct Blueprint {
     pub dropped: Vec<Machine>,
     /// The machine that the journal calls `L0`, if that is not the lab's L0 any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first_l0: Option<L0>,
+    pub first_l0: Option<L0Address>,
     /// The folder of the lab's files on an L0 that is another machine; left out: where older nestlabs had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l0_folder: Option<Utf8PathBuf>,
@@ -317,7 +317,8 @@ impl Blueprint {
         let here = self.l0_ssh.is_none();
         let outermost = |machine: &&mut Machine| {
             let there = machine.place.as_ref();
-            machine.parent.is_none() && there.map_or(here, |place| place.l0 == L0::ThisMachine)
+            machine.parent.is_none()
+                && there.map_or(here, |place| place.l0 == L0Address::ThisMachine)
         };
         for machine in self.machines.iter_mut().chain(&mut self.dropped).filter(outermost) {
             let disks = machine.spec.directory.parent().map(Utf8Path::to_owned);

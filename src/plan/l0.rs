@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::vm_place::L0;
+use super::vm_place::L0Address;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::host::facts::{self, Facts};
@@ -39,10 +39,10 @@ pub fn of(recipe: &Recipe, lab: &Lab) -> Result<HostRef> {
 ///
 /// # Errors
 /// As [`over_ssh`].
-pub(super) fn former(place: &L0, lab: &Lab) -> Result<HostRef> {
+pub(super) fn former(place: &L0Address, lab: &Lab) -> Result<HostRef> {
     match place {
-        L0::ThisMachine => Ok(faults::host(Arc::new(Local::called("this machine")))),
-        L0::Ssh(destination) => {
+        L0Address::ThisMachine => Ok(faults::host(Arc::new(Local::called("this machine")))),
+        L0Address::Ssh(destination) => {
             let parsed = destination.parse().map_err(|error: String| {
                 Error::new(Kind::Io, error).context("a former L0 of the lab")
             })?;

@@ -64,8 +64,8 @@ impl L0Folder {
 
 /// Returns the folder on `l0`, entered as some user, that nestlab keeps its files in.
 async fn state_folder(l0: &dyn Host) -> Result<Utf8PathBuf> {
-    let run_session = l0.check(&Command::new("sh").args(["-c", HOME])).await?.text();
-    let mut lines = run_session.lines().map(str::trim);
+    let answer = l0.check(&Command::new("sh").args(["-c", HOME])).await?.text();
+    let mut lines = answer.lines().map(str::trim);
     let [user, home, state] = [(); 3].map(|()| lines.next().unwrap_or_default());
     let is_absolute = |path: &str| Utf8Path::new(path).is_absolute();
     if is_absolute(state) {
@@ -102,13 +102,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_folder_is_where_that_machine_keeps_the_users_state() {
-        for (run_session, folder) in [
+        for (answer, folder) in [
             ("1000\n/home/jo\n\n", "/home/jo/.local/state/nestlab"),
             ("1000\n/srv/people/jo\n/data/state\n", "/data/state/nestlab"),
             ("0\n/root\n\n", "/var/lib/nestlab"),
             ("0\n/root\nrelative\n", "/var/lib/nestlab"),
         ] {
-            let host = Scripted::new("L0").expect(["sh", "-c", HOME]).prints(run_session);
+            let host = Scripted::new("L0").expect(["sh", "-c", HOME]).prints(answer);
             assert_eq!(state_folder(&host).await.expect("is told"), folder);
         }
         let host = Scripted::new("L0").expect(["sh", "-c", HOME]).prints("1000\n\n\n");

@@ -177,8 +177,8 @@ impl Lock {
     /// Those of L0.
     pub async fn differs_at_l0(&self, machines: &Machines) -> Result<Vec<String>> {
         let (l0, l0_kernel) = of_l0(machines).await?;
-        let run_session = [(&self.l0, l0), (&self.l0_kernel, l0_kernel)];
-        let differ = run_session.into_iter().filter(|(old, new)| !old.is_empty() && *old != new);
+        let known = [(&self.l0, l0), (&self.l0_kernel, l0_kernel)];
+        let differ = known.into_iter().filter(|(old, new)| !old.is_empty() && *old != new);
         Ok(differ.map(|(old, new)| format!("{old} is locked, and L0 has {new}")).collect())
     }
 

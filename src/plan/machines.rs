@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::blueprint::{Blueprint, GuestLogin, Machine};
 use super::l0;
-use super::vm_place::L0;
+use super::vm_place::L0Address;
 use crate::error::{Error, Kind, Result};
 use crate::faults;
 use crate::guest::readiness::VmView;
@@ -34,7 +34,7 @@ pub struct Machines {
     blueprint: Blueprint,
     l0: HostRef,
     /// The machines that were L0 before, once they are asked for.
-    former_l0s: Mutex<BTreeMap<L0, HostRef>>,
+    former_l0s: Mutex<BTreeMap<L0Address, HostRef>>,
     drivers: Drivers,
     /// By what tells each guest from all others.
     sessions: Mutex<BTreeMap<String, Arc<Ssh>>>,
@@ -117,7 +117,7 @@ impl Machines {
     }
 
     /// Returns the machine `place`, which is the lab's L0 or was.
-    async fn l0_at(&self, place: &L0) -> Result<HostRef> {
+    async fn l0_at(&self, place: &L0Address) -> Result<HostRef> {
         if *place == self.blueprint.l0() {
             return Ok(self.l0.clone());
         }

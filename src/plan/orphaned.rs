@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use crate::lab::{Lab, Labs};
     use crate::plan::Images;
-    use crate::plan::vm_place::L0;
+    use crate::plan::vm_place::L0Address;
     use crate::recipe::budget::{self, Resources};
     use crate::recipe::{Cpus, HypervisorKind, Mebibytes, Platform, Recipe, RecipeOrigin};
 
@@ -228,7 +228,7 @@ mod tests {
         let made = remaining(&[vm("one", Qemu, "L0"), vm("one", Qemu, "me@b")]);
         let moved = on(Some("me@a")).after(Some(on(None)), &remaining(&[vm("one", Qemu, "L0")]));
         let former = &moved.dropped[0];
-        assert_eq!(moved.place(former).l0, L0::ThisMachine);
+        assert_eq!(moved.place(former).l0, L0Address::ThisMachine);
         assert_eq!(moved.host_in_journal(former), "L0", "as it was written down");
         assert_eq!(moved.host_in_journal(&moved.machines[0]), "me@a");
         assert_eq!(moved.label(former), "one in qemu on this machine");
@@ -237,6 +237,6 @@ mod tests {
         assert_eq!(names(&again.dropped), ["one"], "nothing was made on me@a");
         let home = on(None).after(Some(again), &made);
         assert_eq!(home.host_in_journal(&home.machines[0]), "L0");
-        assert_eq!(home.place(&home.dropped[0]).l0, L0::Ssh("me@b".to_owned()));
+        assert_eq!(home.place(&home.dropped[0]).l0, L0Address::Ssh("me@b".to_owned()));
     }
 }

@@ -199,13 +199,13 @@ mod tests {
 
     #[test]
     fn another_image_version_or_digest_is_a_difference_and_what_is_not_known_is_none() {
-        let run_session = |wanted: WantedImage| wanted.differs_from(&made("1", 7));
-        assert_eq!(run_session(wanted("img", Some("1"), Some(7))), None);
-        assert_eq!(run_session(wanted("img", None, None)), None);
-        assert_eq!(run_session(wanted("img", Some("2"), None)).as_deref(), Some("img 1 → 2"));
-        let other = run_session(wanted("other", Some("3"), None));
+        let difference = |wanted: WantedImage| wanted.differs_from(&made("1", 7));
+        assert_eq!(difference(wanted("img", Some("1"), Some(7))), None);
+        assert_eq!(difference(wanted("img", None, None)), None);
+        assert_eq!(difference(wanted("img", Some("2"), None)).as_deref(), Some("img 1 → 2"));
+        let other = difference(wanted("other", Some("3"), None));
         assert_eq!(other.as_deref(), Some("img 1 → other 3"));
-        let digest = run_session(wanted("img", Some("1"), Some(8)));
+        let digest = difference(wanted("img", Some("1"), Some(8)));
         assert_eq!(digest.as_deref(), Some("img 1: SHA-256 070707070707… → 080808080808…"));
     }
 }

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::blueprint::{self, Blueprint, GuestLogin, Machine};
 use super::l0;
-use super::vm_place::{L0, VmPlace};
+use super::vm_place::{L0Address, VmPlace};
 use crate::error::{Error, Kind, Result};
 use crate::hypervisor::{Firmware, GuestSpec, Media, Subnet, VmOrigin};
 use crate::image::build::seed;
@@ -133,11 +133,11 @@ fn machine(lab: &Lab, resource: &Resource, vms: &[Resource]) -> Result<Machine> 
 /// Returns where a guest of `host` is, which the journal calls so and no guest is called: on the lab's L0, or
 /// on a machine that was that.
 fn former_l0(host: &str) -> Option<VmPlace> {
-    let this = L0::ThisMachine.to_string();
+    let this = L0Address::ThisMachine.to_string();
     let l0 = match host {
         l0::NAME => return None,
-        host if host == this => L0::ThisMachine,
-        host => L0::Ssh(host.to_owned()),
+        host if host == this => L0Address::ThisMachine,
+        host => L0Address::Ssh(host.to_owned()),
     };
     Some(VmPlace { l0, inside: Vec::new() })
 }

@@ -12,25 +12,25 @@ use crate::recipe::{GuestName, HypervisorKind};
 /// A machine that is a lab's L0, or was.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum L0 {
+pub enum L0Address {
     /// This machine.
     ThisMachine,
     /// Another one: `user@host[:port]`.
     Ssh(String),
 }
 
-impl L0 {
+impl L0Address {
     /// Returns the L0 of a recipe's `[host] ssh`.
     pub(super) fn of(ssh: Option<&str>) -> Self {
-        ssh.map_or(L0::ThisMachine, |ssh| L0::Ssh(ssh.to_owned()))
+        ssh.map_or(L0Address::ThisMachine, |ssh| L0Address::Ssh(ssh.to_owned()))
     }
 }
 
-impl fmt::Display for L0 {
+impl fmt::Display for L0Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            L0::ThisMachine => f.pad("this machine"),
-            L0::Ssh(destination) => f.pad(destination),
+            L0Address::ThisMachine => f.pad("this machine"),
+            L0Address::Ssh(destination) => f.pad(destination),
         }
     }
 }
@@ -39,15 +39,15 @@ impl fmt::Display for L0 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmPlace {
     /// The machine at the bottom.
-    pub l0: L0,
+    pub l0: L0Address,
     /// The guests around it, the outermost first, each with what runs it.
     pub inside: Vec<(GuestName, HypervisorKind)>,
 }
 
 impl Blueprint {
     /// Returns the lab's L0.
-    pub fn l0(&self) -> L0 {
-        L0::of(self.l0_ssh.as_deref())
+    pub fn l0(&self) -> L0Address {
+        L0Address::of(self.l0_ssh.as_deref())
     }
 
     /// Returns every machine of the lab: those of the recipe, then those that it had once.
@@ -134,7 +134,7 @@ impl Blueprint {
     }
 
     /// Returns which machine the journal calls `L0`: the lab's first.
-    pub(super) fn l0_in_journal(&self) -> L0 {
+    pub(super) fn l0_in_journal(&self) -> L0Address {
         self.first_l0.clone().unwrap_or_else(|| self.l0())
     }
 }

@@ -333,7 +333,7 @@ fn every_mistake_is_told_with_its_line_and_what_to_write_instead() {
         ("guest = [5]", "4:10", "expected a guest's table", ""),
         ("", "4:1", "the recipe has no guest", "[[guest]]"),
     ];
-    for (guests, place, wrong, host_key_binding) in table {
+    for (guests, place, wrong, way_out) in table {
         let error = refused(&with_guests(guests));
         let problem = error
             .problems()
@@ -342,11 +342,7 @@ fn every_mistake_is_told_with_its_line_and_what_to_write_instead() {
             .unwrap_or_else(|| panic!("`{wrong}` is missing in:\n{}", error.report()));
         assert_eq!(format!("{}:{}", problem.line, problem.column), place, "{}", error.report());
         let advice = format!("{} {}", problem.message, problem.help.as_deref().unwrap_or_default());
-        assert!(
-            advice.contains(host_key_binding),
-            "`{host_key_binding}` is missing in:\n{}",
-            error.report()
-        );
+        assert!(advice.contains(way_out), "`{way_out}` is missing in:\n{}", error.report());
         assert!(problem.excerpt.contains('^'), "{}", problem.excerpt);
     }
 }

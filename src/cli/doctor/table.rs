@@ -215,10 +215,10 @@ mod tests {
 
     #[test]
     fn everything_is_shown_when_asked_for_with_where_it_was_read() {
-        let run_session = drawn(100, true);
+        let shown = drawn(100, true);
         assert!(
-            run_session.contains("container") && run_session.contains("read from /proc/cpuinfo"),
-            "{run_session}"
+            shown.contains("container") && shown.contains("read from /proc/cpuinfo"),
+            "{shown}"
         );
     }
 }

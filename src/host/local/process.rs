@@ -78,7 +78,7 @@ async fn follow(
 ) -> Result<ExitStatus, LocalStop> {
     let mut out = child.stdout.take();
     let mut err = child.stderr.take();
-    let feeding = events(child.stdin.take(), command.input());
+    let feeding = feed(child.stdin.take(), command.input());
     tokio::pin!(feeding);
     let mut fed = false;
     let (mut out_buffer, mut err_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
@@ -129,7 +129,7 @@ async fn read_some(
 }
 
 /// Writes `input` and closes the pipe. A program that does not read all of it is free to do so.
-async fn events(stdin: Option<ChildStdin>, input: &[u8]) -> std::io::Result<()> {
+async fn feed(stdin: Option<ChildStdin>, input: &[u8]) -> std::io::Result<()> {
     let Some(mut stdin) = stdin else { return Ok(()) };
     match stdin.write_all(input).await {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error),

@@ -132,7 +132,7 @@ impl RemoteProcess {
     ) -> Result<Exit, RemoteStop> {
         let held = self.held.as_mut().expect("held until the process is done with");
         let (mut out, mut to) = held.main.split();
-        let feeding = events(&mut to, input);
+        let feeding = feed(&mut to, input);
         tokio::pin!(feeding);
         let (mut fed, mut out_ended) = (false, false);
         let (mut out_buffer, mut err_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
@@ -244,7 +244,7 @@ fn or_end(read: std::io::Result<usize>) -> std::io::Result<usize> {
 }
 
 /// Passes on all of `input` and the end. A program that does not read all of it is free to do so.
-async fn events(to: &mut (impl AsyncWrite + Unpin), input: impl AsyncRead) -> std::io::Result<()> {
+async fn feed(to: &mut (impl AsyncWrite + Unpin), input: impl AsyncRead) -> std::io::Result<()> {
     tokio::pin!(input);
     let mut buffer = vec![0; CHUNK];
     loop {

@@ -68,7 +68,7 @@ impl Wire {
         if self.inbound.is_empty() {
             self.listen();
         }
-        self.events();
+        self.feed();
     }
 
     /// Receives a chunk without passing it on.
@@ -93,7 +93,7 @@ impl Wire {
     }
 
     /// Passes on to libssh2 what has been received.
-    fn events(&mut self) {
+    fn feed(&mut self) {
         while !self.inbound.is_empty() {
             match rustix::net::send(&self.inner, &self.inbound, SendFlags::NOSIGNAL) {
                 Ok(sent) => drop(self.inbound.drain(..sent)),
@@ -110,7 +110,7 @@ impl Wire {
         self.listen();
         let Some(found) = identification(&self.inbound)? else { return Ok(false) };
         self.inbound.drain(..found.start);
-        self.events();
+        self.feed();
         Ok(true)
     }
 
